@@ -1,0 +1,38 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else has to be installed first.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PACKAGES := shared artifacts embed synthesize
+
+.PHONY: demo test test-slow bench lint format clean
+
+demo: $(VENV)/.installed
+	$(RUN) examples/demo.py
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(RUN) -m pytest -m slow --timeout 3600
+
+bench: $(VENV)/.installed
+	$(RUN) benchmarks/embedding_throughput.py
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	mkdir -p $(VENV)/types/dpmepf  # mypy does not see an editable install whose folders are mapped
+	for part in $(PACKAGES); do ln -sfn $(CURDIR)/$$part $(VENV)/types/dpmepf/$$part; done
+	MYPYPATH=$(VENV)/types $(VENV)/bin/mypy $(PACKAGES:%=-p dpmepf.%)
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info

@@ -1,0 +1,18 @@
+"""The HDF5 artifact, its ledger, the accounting behind it and the auditor's command.
+
+    relation        NeighbouringRelation
+    sensitivity     lattice_exponent, count_weight_lattice, record_norm_squared, sensitivity_squared,
+                    sensitivity_upper_bound, coarsening_exponent
+    accounting      gaussian_delta, gaussian_epsilon, calibrate_sigma; discrete_gaussian_delta,
+                    discrete_gaussian_epsilon, calibrate_discrete_sigma; noise_multiplier_lower_bound
+    ledger          Ledger, plan_release, installed_versions
+    artifact        Artifact
+    hdf5_file       read_artifact, write_artifact
+    atomic_file     check_writable_target, write_atomically
+    claims          check_claims
+    audit           audit_artifact, AuditReport
+    audit_command   main (dpmepf-audit)
+    errors          one type for each malformation
+
+Import from the modules: this package itself loads nothing.
+"""

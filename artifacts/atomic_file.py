@@ -1,0 +1,79 @@
+"""Trusted core: a file appears complete or not at all, and replaces another only on request."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from dpmepf.artifacts.errors import ArtifactExistsError, ArtifactWriteError
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def check_writable_target(path: Path, *, force: bool) -> None:
+    """Refuse a target that `write_atomically` would refuse, as far as that shows before anything is written.
+
+    Raises:
+        ArtifactExistsError: a file is there and `force` is not given, or a folder is there.
+        ArtifactWriteError: the folder that should hold it is missing.
+    """
+    if path.is_dir():
+        raise ArtifactExistsError(f"{path} is a folder: name a file for the artifact")
+    if os.path.lexists(path) and not force:
+        raise ArtifactExistsError(f"{path} exists already: choose another --output, or pass --force to replace it")
+    if not path.parent.is_dir():
+        raise ArtifactWriteError(f"the folder {path.parent} does not exist: create it or choose another --output")
+
+
+def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = False) -> None:
+    """Write `content` under a temporary name beside `path`, flush it to the disk, and give it its name.
+
+    Edge cases:
+        Without `force`, the name is given by a hard link, which fails if another process took it meanwhile; on file
+        systems without hard links, by renaming after one more look.
+    Raises:
+        ArtifactExistsError, ArtifactWriteError: nothing is left behind, and what was at `path` is untouched.
+    """
+    check_writable_target(path, force=force)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            temporary.replace(path)
+        else:
+            _rename_if_free(temporary, path)
+        _flush_folder(path.parent)
+    except FileExistsError:
+        raise ArtifactExistsError(f"{path} appeared meanwhile: choose another --output, or pass --force") from None
+    except OSError as error:
+        raise ArtifactWriteError(
+            f"the artifact could not be written to {path} ({error.strerror}), and nothing was left behind: make room "
+            "or choose another --output"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_if_free(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError from error
+        temporary.replace(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name itself survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,119 @@
+"""The audit of an artifact: every claim recomputed, and the release seen by several accountants."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpmepf.artifacts import accounting
+from dpmepf.artifacts.accountants import EXACT, Estimate, estimate_epsilons
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.claims import Check, check_claims, implied_sensitivity
+from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.shared.errors import DpmepfError
+
+_CURVE_POINTS = 40
+_CURVE_REACH = 4.0  # the curve ends at this multiple of the claimed epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What an artifact released, at which (ε, δ)."""
+
+    artifact: Artifact
+    checks: tuple[Check, ...]
+    delta: float
+    """The δ at which epsilon is reported: the ledger's, unless another was asked for."""
+    estimates: tuple[Estimate, ...]
+    curve: tuple[tuple[float, float], ...]
+    """(ε, δ(ε)) under the ledger's relation, δ rounded up; empty when it cannot be computed."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether every claim of the ledger holds."""
+        return all(check.holds for check in self.checks)
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε at `delta` under the ledger's relation, recomputed and rounded up."""
+        relation = self.artifact.ledger.relation
+        return next(e.epsilon for e in self.estimates if (e.accountant, e.relation) == (EXACT, relation))
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 sensitivity implied by the mechanism under the ledger's relation, in lattice units, rounded up."""
+        return implied_sensitivity(self.artifact.ledger, self.artifact.ledger.relation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it; sigma and sensitivity are in lattice units."""
+        ledger = self.artifact.ledger
+        return {
+            "valid": self.valid,
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "relation": ledger.relation.value,
+            "sigma": ledger.sigma,
+            "sensitivity": self.sensitivity,
+            "dimension": self.artifact.dimension,
+            "classes": list(self.artifact.classes),
+            "encoder": self.artifact.feature_map.encoder,
+            "encoder_sha256": self.artifact.feature_map.weights_sha256,
+            "features": self.artifact.feature_map.preset,
+            "resolution": self.artifact.feature_map.resolution,
+            "channels": self.artifact.feature_map.channels,
+            "unit_of_privacy": ledger.unit_of_privacy,
+            "inferred_schema": list(ledger.inferred_schema),
+            "dataset_name": ledger.dataset_name,
+            "release_id": ledger.release_id,
+            "claimed_epsilon": ledger.epsilon,
+            "claimed_delta": ledger.delta,
+            "checks": [asdict(check) for check in self.checks],
+            "accountants": [asdict(estimate) | {"relation": estimate.relation.value} for estimate in self.estimates],
+            "curve": [{"epsilon": epsilon, "delta": delta} for epsilon, delta in self.curve],
+            "ledger": ledger.to_dict(),
+        }
+
+
+def audit_artifact(path: Path, *, delta: float | None = None) -> AuditReport:
+    """Read the artifact at `path` and recompute what it claims.
+
+    Args:
+        path: an artifact.
+        delta: the δ at which to report ε, in (0, 1); the ledger's by default. The claims are judged at the ledger's.
+
+    Raises:
+        ArtifactMissingError, ArtifactError: there is no artifact, or it cannot be read.
+        PrivacyParameterError: `delta` is outside (0, 1).
+    """
+    artifact = read_artifact(path)
+    delta = artifact.ledger.delta if delta is None else delta
+    if not 0 < delta < 1:
+        raise accounting.PrivacyParameterError(f"delta is {delta}; it must lie strictly between 0 and 1")
+    return AuditReport(
+        artifact=artifact,
+        checks=check_claims(artifact),
+        delta=delta,
+        estimates=estimate_epsilons(artifact, delta),
+        curve=_privacy_curve(artifact),
+    )
+
+
+def _privacy_curve(artifact: Artifact) -> tuple[tuple[float, float], ...]:
+    ledger = artifact.ledger
+    epsilons = [ledger.epsilon * _CURVE_REACH * point / _CURVE_POINTS for point in range(_CURVE_POINTS + 1)]
+    try:
+        return tuple(
+            (
+                epsilon,
+                accounting.discrete_gaussian_delta(
+                    epsilon,
+                    sensitivity=implied_sensitivity(ledger, ledger.relation),
+                    sigma=ledger.sigma,
+                    coordinates=artifact.noisy_sums.size + artifact.noisy_counts.size,
+                ),
+            )
+            for epsilon in epsilons
+        )
+    except DpmepfError:  # parameters outside what the accounting takes; the epsilon check says so
+        return ()

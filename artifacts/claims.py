@@ -1,0 +1,118 @@
+"""Trusted core: whether what a ledger claims follows from the mechanism it describes and the arrays it comes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpmepf.artifacts import accounting, sensitivity
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.shared.errors import DpmepfError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One claim, recomputed."""
+
+    name: str
+    holds: bool
+    detail: str
+    """What was found, and when it does not hold, what it should be."""
+
+
+def check_claims(artifact: Artifact) -> tuple[Check, ...]:
+    """Recompute every claim of the ledger.
+
+    Guarantee:
+        If all checks hold, a release made as the ledger says is (epsilon, delta)-DP under its relation.
+    Assumes:
+        The noise was drawn as the ledger says: a consistent forgery cannot be told from the file alone.
+    Source:
+        PROOF.md, sections 1 and 3.
+    """
+    ledger = artifact.ledger
+    return (
+        _equal("feature dimension", ledger.feature_dimension, artifact.dimension, "columns of the noisy sums"),
+        _equal("class count", ledger.class_count, len(artifact.classes), "classes in the file"),
+        _lattice_check(ledger),
+        _equal(
+            "sensitivity",
+            ledger.sensitivity_squared,
+            implied_sensitivity_squared(ledger, ledger.relation),
+            "the square implied by lattice, count weight, relation and signs",
+        ),
+        _epsilon_check(artifact),
+        _equal(
+            "coarsening step",
+            ledger.coarsening_exponent,
+            sensitivity.coarsening_exponent(ledger.sigma),
+            "the exponent of the largest power of two up to sigma/16",
+        ),
+        _opacus_check(ledger),
+    )
+
+
+def implied_sensitivity_squared(ledger: Ledger, relation: NeighbouringRelation) -> int:
+    """Δ² under `relation` of the release that the ledger describes, whatever the ledger itself says it is."""
+    return sensitivity.sensitivity_squared(
+        ledger.lattice_exponent,
+        ledger.count_weight_lattice,
+        relation,
+        non_negative_features=ledger.non_negative_features,
+    )
+
+
+def implied_sensitivity(ledger: Ledger, relation: NeighbouringRelation) -> float:
+    """Δ under `relation` in lattice units, rounded up."""
+    return sensitivity.sensitivity_upper_bound(implied_sensitivity_squared(ledger, relation))
+
+
+def recomputed_epsilon(artifact: Artifact, delta: float, relation: NeighbouringRelation) -> float:
+    """ε of the release at `delta` under `relation`, rounded up, from nothing but the mechanism's parameters."""
+    return accounting.discrete_gaussian_epsilon(
+        delta,
+        sensitivity=implied_sensitivity(artifact.ledger, relation),
+        sigma=artifact.ledger.sigma,
+        coordinates=artifact.noisy_sums.size + artifact.noisy_counts.size,
+    )
+
+
+def _equal(name: str, claimed: int, recomputed: int, meaning: str) -> Check:
+    holds = claimed == recomputed
+    detail = f"{claimed}" if holds else f"the ledger claims {claimed}; {meaning}: {recomputed}"
+    return Check(name=name, holds=holds, detail=detail)
+
+
+def _lattice_check(ledger: Ledger) -> Check:
+    name = "lattice"
+    try:
+        exponent = sensitivity.lattice_exponent(ledger.feature_dimension)
+    except DpmepfError as error:
+        return Check(name=name, holds=False, detail=str(error))
+    expected = (exponent, sensitivity.count_weight_lattice(exponent))
+    claimed = (ledger.lattice_exponent, ledger.count_weight_lattice)
+    shown = f"step 2^-{claimed[0]}, count weight {claimed[1]}"
+    if claimed == expected:
+        return Check(name=name, holds=True, detail=shown)
+    detail = f"the ledger claims {shown}; its dimension implies 2^-{expected[0]} and {expected[1]}"
+    return Check(name=name, holds=False, detail=detail)
+
+
+def _epsilon_check(artifact: Artifact) -> Check:
+    ledger = artifact.ledger
+    try:
+        epsilon = recomputed_epsilon(artifact, ledger.delta, ledger.relation)
+    except DpmepfError as error:
+        return Check(name="epsilon", holds=False, detail=f"it cannot be recomputed: {error}")
+    holds = epsilon <= ledger.epsilon
+    detail = f"recomputed {epsilon!r}, claimed {ledger.epsilon!r}, at delta {ledger.delta!r}"
+    return Check(name="epsilon", holds=holds, detail=detail)
+
+
+def _opacus_check(ledger: Ledger) -> Check:
+    bound = implied_sensitivity(ledger, ledger.relation)
+    expected = accounting.noise_multiplier_lower_bound(sensitivity=bound, sigma=ledger.sigma)
+    holds = ledger.noise_multiplier == expected
+    detail = f"noise multiplier {ledger.noise_multiplier!r}" + ("" if holds else f"; sigma/sensitivity: {expected!r}")
+    return Check(name="Opacus state", holds=holds, detail=detail)

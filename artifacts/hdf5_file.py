@@ -1,0 +1,153 @@
+"""Trusted core: the artifact as one HDF5 file.
+
+Layout, complete (file format 1.10, superblock version 3, so that the library checks its own metadata's checksums):
+
+    /ledger         UTF-8 JSON   the ledger (ledger.py); its schema_version governs everything else
+    /feature_map    UTF-8 JSON   the description of the feature map (dpmepf.shared.feature_map)
+    /classes        UTF-8 JSON   the list of class names; row c of the arrays belongs to name c
+    /noisy_sums     int64 K x D  little-endian; one chunk per class, shuffle and deflate
+    /noisy_counts   int64 K      little-endian; contiguous
+
+A text is a scalar, null-padded string of fixed length. There are no groups, attributes, links, timestamps or other data
+sets. By hand:
+
+    h5dump -d /ledger artifact.h5
+    python -c "import h5py, json; print(json.loads(h5py.File('artifact.h5')['ledger'][()]))"
+
+True values in feature units are noisy_sums * 2^coarsening_exponent / 2^lattice_exponent; in records,
+noisy_counts * 2^coarsening_exponent / count_weight_lattice.
+
+Reading refuses whatever is not in this list before it reads it (hdf5_inspection.py). Rows are inflated here, into
+buffers of known size, not by the HDF5 library.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from dpmepf.artifacts import hdf5_inspection as inspection
+from dpmepf.artifacts.artifact import Artifact, check_size
+from dpmepf.artifacts.atomic_file import check_writable_target, write_atomically
+from dpmepf.artifacts.claims import check_claims
+from dpmepf.artifacts.errors import CorruptArtifactError, InconsistentArtifactError, OversizeError, TextError
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.strict_json import parse_json
+from dpmepf.shared.feature_map import FeatureMapDescription
+
+_COMPRESSION_LEVEL = 6
+
+
+def write_artifact(path: Path, artifact: Artifact, *, force: bool = False) -> None:
+    """Write `artifact` to `path`, completely or not at all.
+
+    Raises:
+        ArtifactExistsError: something is at `path` and `force` is not given.
+        ArtifactWriteError: the disk is full, the folder missing or read-only; nothing is left behind.
+        InconsistentArtifactError: a claim of the ledger does not hold, so that an audit would reject the file.
+    """
+    check_writable_target(path, force=force)
+    failed = [check for check in check_claims(artifact) if not check.holds]
+    if failed:
+        raise InconsistentArtifactError(f"the artifact was not written: {failed[0].name}: {failed[0].detail}")
+    texts = {
+        "ledger": json.dumps(artifact.ledger.to_dict(), indent=1, allow_nan=False, ensure_ascii=False),
+        "feature_map": artifact.feature_map.to_json(),
+        "classes": json.dumps(artifact.classes, ensure_ascii=False),
+    }
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
+        for name, text in texts.items():
+            encoded = text.encode()
+            if len(encoded) > inspection.LARGEST_TEXTS[name]:
+                raise OversizeError(f"{name}: {len(encoded)} bytes exceed {inspection.LARGEST_TEXTS[name]}")
+            file.create_dataset(name, data=np.array(encoded, dtype=h5py.string_dtype("utf-8", len(encoded))))
+        file.create_dataset("noisy_counts", data=artifact.noisy_counts.astype("<i8"))
+        sums = file.create_dataset(
+            "noisy_sums",
+            shape=artifact.noisy_sums.shape,
+            dtype="<i8",
+            chunks=(1, artifact.dimension),
+            shuffle=True,
+            compression="gzip",
+            compression_opts=_COMPRESSION_LEVEL,
+        )
+        for row, values in enumerate(artifact.noisy_sums):
+            sums.id.write_direct_chunk((row, 0), _deflate_row(values))
+    write_atomically(path, buffer.getbuffer(), force=force)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the artifact at `path`, trusting nothing in it.
+
+    The ledger's claims are not checked against each other here: `dpmepf.artifacts.audit` does that.
+
+    Edge cases:
+        Memory stays below about twice the size of the arrays, which is at most 512 MiB, whatever the file holds.
+    Raises:
+        ArtifactMissingError: nothing is at `path`, or not a file.
+        ArtifactError: the file is not exactly as the layout says; one subclass for each malformation.
+    """
+    path = Path(path)
+    inspection.check_superblock(path)
+    with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
+        ledger = Ledger.from_dict(parse_json(_read_text(file, "ledger"), "ledger"))  # first: it holds the version
+        inspection.check_members(file)
+        feature_map_text = _read_text(file, "feature_map")
+        parse_json(feature_map_text, "feature_map")
+        classes = parse_json(_read_text(file, "classes"), "classes")
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TextError("classes: expected a JSON list of names")
+        counts = inspection.open_counts(file)
+        sums = inspection.open_sums(file)
+        check_size(*sums.shape)
+        return Artifact(
+            noisy_sums=_read_rows(sums),
+            noisy_counts=counts[()].astype(np.int64, copy=False),
+            classes=tuple(classes),
+            feature_map=FeatureMapDescription.from_json(feature_map_text),
+            ledger=ledger,
+        )
+
+
+def _read_text(file: h5py.File, name: str) -> str:
+    content = bytes(inspection.open_text(file, name)[()])
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise TextError(f"{name}: the text is not UTF-8") from None
+
+
+def _read_rows(sums: h5py.Dataset) -> npt.NDArray[np.int64]:
+    values = np.empty(sums.shape, dtype=np.int64)
+    for row in range(len(values)):
+        filter_mask, stored = sums.id.read_direct_chunk((row, 0))
+        if filter_mask != 0:
+            raise CorruptArtifactError(f"noisy_sums: row {row} skips a filter")
+        values[row] = _inflate_row(stored, values.shape[1], row)
+    return values
+
+
+def _deflate_row(values: npt.NDArray[np.int64]) -> bytes:
+    """HDF5's shuffle (byte planes of the eight bytes, lowest first) and deflate filters."""
+    planes = values.astype("<i8").view(np.uint8).reshape(-1, 8).T
+    return zlib.compress(planes.tobytes(), _COMPRESSION_LEVEL)
+
+
+def _inflate_row(stored: bytes, dimension: int, row: int) -> npt.NDArray[np.int64]:
+    expected = 8 * dimension
+    inflater = zlib.decompressobj()
+    try:
+        planes = inflater.decompress(stored, expected + 1)  # one byte more shows a stream that is too long
+    except zlib.error:
+        raise CorruptArtifactError(f"noisy_sums: row {row} is damaged") from None
+    if len(planes) != expected or not inflater.eof or inflater.unused_data:
+        raise CorruptArtifactError(f"noisy_sums: row {row} does not inflate to {dimension} numbers exactly")
+    columns = np.frombuffer(planes, dtype=np.uint8).reshape(8, dimension).T
+    return np.ascontiguousarray(columns).view("<i8").reshape(dimension)

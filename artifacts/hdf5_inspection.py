@@ -1,0 +1,220 @@
+"""Trusted core: looking at a possibly hostile HDF5 file without reading its values.
+
+Each check compares with the one thing an artifact has in that place (hdf5_file.py) and raises the type of its own
+malformation. Names out of the file are shown escaped and cut. After keras `saving_lib.py`, safe_get_h5_dataset.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+
+from dpmepf.artifacts import errors
+from dpmepf.artifacts.artifact import LARGEST_SIZE
+from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, LARGEST_DIMENSION
+from dpmepf.shared.errors import DpmepfError
+
+LARGEST_TEXTS = {"ledger": 2**16, "feature_map": 2**18, "classes": 2**25}
+"""Bytes of each text; 100,000 class names of 200 bytes fit."""
+MEMBERS = ("ledger", "feature_map", "classes", "noisy_sums", "noisy_counts")
+LARGEST_COMPRESSION = 64
+"""Declared over stored bytes. Noise of sigma >= 16 stored steps has over 6 bits of entropy in 64: at most 11."""
+_FREE_COMPRESSION_BYTES = 2**20
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SUPERBLOCK_VERSION = 3
+# Signature; version, two sizes, flags; base, extension, end of file, root; checksum.
+_SUPERBLOCK = struct.Struct("<8sBBBBQQQQI")
+_NOWHERE = 2**64 - 1
+
+
+@contextmanager
+def hdf5_failures() -> Iterator[None]:
+    """Turn failures of the HDF5 library into one typed error."""
+    try:
+        yield
+    except DpmepfError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, IndexError) as error:
+        raise errors.CorruptArtifactError(
+            f"the HDF5 file is damaged ({type(error).__name__}: {_shown(str(error))})"
+        ) from None
+
+
+def check_superblock(path: Path) -> None:
+    """Check the first 48 bytes, before the HDF5 library sees the file: kind, version, and no byte more or less."""
+    if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
+        raise errors.ArtifactMissingError(f"{path} {found}: name an artifact written by dpmepf-embed")
+    try:
+        with path.open("rb") as file:
+            header = file.read(_SUPERBLOCK.size)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise errors.NotAnArtifactError(f"{path} cannot be read ({error.strerror})") from error
+    if not header.startswith(_SIGNATURE):
+        raise errors.NotAnArtifactError(f"{path} is not an HDF5 file: name an artifact written by dpmepf-embed")
+    if len(header) < _SUPERBLOCK.size:
+        raise errors.TruncatedArtifactError(f"{path} is truncated: get it again from the custodian")
+    _, version, offset_size, length_size, flags, base, extension, end, _, _ = _SUPERBLOCK.unpack(header)
+    if (version, offset_size, length_size) != (_SUPERBLOCK_VERSION, 8, 8) or (base, extension) != (0, _NOWHERE):
+        raise errors.NotAnArtifactError(f"{path} is an HDF5 file, but not one written by dpmepf-embed (its superblock)")
+    if flags:
+        raise errors.NotAnArtifactError(f"{path} is marked as open in another program, as no artifact is")
+    if end != size:
+        raise errors.TruncatedArtifactError(
+            f"{path} has {size} bytes where its header says {end}: it is truncated or extended; get it again"
+        )
+
+
+def check_members(file: h5py.File) -> None:
+    """Every link of the root group is one of `MEMBERS`, each to an object of its own, and nothing has attributes."""
+    undeclared: list[bytes] = []
+
+    def first_undeclared(name: bytes) -> bool | None:
+        if name not in {member.encode() for member in MEMBERS}:
+            undeclared.append(name)
+            return True  # stops: a file may hold millions
+        return None
+
+    file.id.links.iterate(first_undeclared)
+    if undeclared:
+        name = undeclared[0]
+        _refuse_unusual_link(file, name)
+        kind = {h5o.TYPE_GROUP: "group", h5o.TYPE_DATASET: "data set"}.get(h5o.get_info(file.id, name).type, "object")
+        raise errors.UndeclaredObjectError(f"{_shown(name)}: an artifact has no such {kind}")
+    _refuse_attributes(file.id, "the root group")
+    addresses: dict[int, str] = {}
+    for member in MEMBERS:
+        address = _open(file, member).addr
+        if address in addresses:
+            raise errors.SharedObjectError(f"{member}: it is the same object as {addresses[address]}")
+        addresses[address] = member
+
+
+def open_text(file: h5py.File, name: str) -> h5py.Dataset:
+    """The text called `name`, known to be a scalar string of fixed, permitted length."""
+    dataset = _open_dataset(file, name)
+    element, space = dataset.get_type(), dataset.get_space()
+    if not isinstance(element, h5t.TypeStringID) or element.is_variable_str():
+        raise errors.ElementTypeError(f"{name}: expected a string of fixed length")
+    if element.get_cset() != h5t.CSET_UTF8 or element.get_strpad() != h5t.STR_NULLPAD:
+        raise errors.ElementTypeError(f"{name}: expected null-padded UTF-8")
+    if element.get_size() > LARGEST_TEXTS[name]:
+        raise errors.OversizeError(f"{name}: {element.get_size()} bytes exceed the limit of {LARGEST_TEXTS[name]}")
+    if space.get_simple_extent_type() != h5s.SCALAR:
+        raise errors.ShapeError(f"{name}: expected a single text")
+    _require_contiguous(dataset, name, element.get_size())
+    return h5py.Dataset(dataset)
+
+
+def open_counts(file: h5py.File) -> h5py.Dataset:
+    """The noisy counts, known to be a contiguous int64 vector of permitted length."""
+    name = "noisy_counts"
+    dataset = _open_dataset(file, name)
+    (length,) = _int64_shape(dataset, name, rank=1)
+    if not 1 <= length <= LARGEST_CLASS_COUNT:
+        raise errors.OversizeError(f"{name}: {length} classes; allowed are 1 to {LARGEST_CLASS_COUNT}")
+    _require_contiguous(dataset, name, 8 * length)
+    return h5py.Dataset(dataset)
+
+
+def open_sums(file: h5py.File) -> h5py.Dataset:
+    """The noisy sums, known to be int64 of permitted shape, in one present chunk of plausible size for each row."""
+    name = "noisy_sums"
+    dataset = _open_dataset(file, name)
+    rows, columns = _int64_shape(dataset, name, rank=2)
+    if not (1 <= rows <= LARGEST_CLASS_COUNT and 1 <= columns <= LARGEST_DIMENSION and rows * columns <= LARGEST_SIZE):
+        raise errors.OversizeError(
+            f"{name}: the shape {rows} x {columns} is outside the limits ({LARGEST_CLASS_COUNT} x {LARGEST_DIMENSION}, "
+            f"{LARGEST_SIZE} numbers)"
+        )
+    plist = dataset.get_create_plist()
+    filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
+    if plist.get_layout() != h5d.CHUNKED or plist.get_chunk() != (1, columns):
+        raise errors.StorageLayoutError(f"{name}: expected one chunk for each row")
+    if filters != [h5z.FILTER_SHUFFLE, h5z.FILTER_DEFLATE]:
+        raise errors.FilterError(f"{name}: the filters {filters} are not shuffle and deflate, which artifacts use")
+    declared, stored = 8 * rows * columns, dataset.get_storage_size()
+    if declared > LARGEST_COMPRESSION * stored + _FREE_COMPRESSION_BYTES:
+        raise errors.CompressionBombError(f"{name}: {declared} bytes declared, {stored} stored: this cannot be noise")
+    if stored > declared + (declared >> 8) + 64 * rows:
+        raise errors.CompressionBombError(f"{name}: {stored} bytes stored for {declared} declared")
+    if dataset.get_num_chunks() != rows:
+        raise errors.StorageLayoutError(f"{name}: some rows are not stored")
+    return h5py.Dataset(dataset)
+
+
+def _open_dataset(file: h5py.File, name: str) -> Any:
+    """Open a data set of ours by its low-level identifier; its values, if any, lie in this file, without attributes."""
+    _open(file, name)
+    dataset = h5d.open(file.id, name.encode())
+    _refuse_attributes(dataset, name)
+    plist = dataset.get_create_plist()
+    if plist.get_external_count():
+        raise errors.ExternalStorageError(f"{name}: its values are declared to lie in another file")
+    if plist.get_layout() == h5d.VIRTUAL:
+        raise errors.VirtualDatasetError(f"{name}: it is a virtual data set, assembled from other files")
+    if dataset.get_type().committed():
+        raise errors.ElementTypeError(f"{name}: its type is a named object of the file")
+    return dataset
+
+
+def _open(file: h5py.File, name: str) -> Any:
+    """Information on the object called `name`, after checking that the link to it is an ordinary one to a data set."""
+    if not file.id.links.exists(name.encode()):
+        raise errors.MissingObjectError(f"{name}: there is no such data set; this HDF5 file is not a dpmepf artifact")
+    _refuse_unusual_link(file, name.encode())
+    found = h5o.get_info(file.id, name.encode())
+    if found.type != h5o.TYPE_DATASET:
+        raise errors.UndeclaredObjectError(f"{name}: expected a data set, found a group or a named type")
+    return found
+
+
+def _refuse_unusual_link(file: h5py.File, name: bytes) -> None:
+    kind = file.id.links.get_info(name).type
+    if kind == h5l.TYPE_SOFT:
+        raise errors.SoftLinkError(f"{_shown(name)}: a soft link")
+    if kind == h5l.TYPE_EXTERNAL:
+        raise errors.ExternalLinkError(f"{_shown(name)}: a link into another file")
+    if kind != h5l.TYPE_HARD:
+        raise errors.UnknownLinkError(f"{_shown(name)}: a link of an unknown kind")
+
+
+def _refuse_attributes(identifier: h5d.DatasetID | h5g.GroupID, name: str) -> None:
+    if h5a.get_num_attrs(identifier):
+        first: list[Any] = []
+        h5a.iterate(identifier, lambda attribute: first.append(attribute) or True)  # type: ignore[func-returns-value]
+        raise errors.UndeclaredAttributeError(f"{name}: the attribute {_shown(first[0])}; an artifact has none")
+
+
+def _int64_shape(dataset: Any, name: str, *, rank: int) -> tuple[int, ...]:
+    if not dataset.get_type().equal(h5t.STD_I64LE):
+        raise errors.ElementTypeError(f"{name}: expected little-endian 64-bit integers")
+    space = dataset.get_space()
+    if space.get_simple_extent_type() != h5s.SIMPLE or space.get_simple_extent_ndims() != rank:
+        raise errors.ShapeError(f"{name}: expected {rank} dimension(s)")
+    shape = tuple(int(length) for length in space.get_simple_extent_dims())
+    if tuple(space.get_simple_extent_dims(True)) != shape:
+        raise errors.ShapeError(f"{name}: it is extensible, as no artifact's is")
+    return shape
+
+
+def _require_contiguous(dataset: Any, name: str, size: int) -> None:
+    plist = dataset.get_create_plist()
+    if plist.get_nfilters():
+        raise errors.FilterError(f"{name}: expected no filter")
+    if plist.get_layout() != h5d.CONTIGUOUS or dataset.get_storage_size() != size:
+        raise errors.StorageLayoutError(f"{name}: expected {size} bytes stored in one piece")
+
+
+def _shown(name: bytes | str) -> str:
+    """A name out of the file, safe to print."""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    return ascii(text[:80])

@@ -1,0 +1,30 @@
+"""Trusted core: JSON as artifacts hold it: no repeated key, no NaN or infinity."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from dpmepf.artifacts.errors import TextError
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Parse `text`, the JSON of the object called `name`, or raise `TextError`."""
+
+    def refuse_constant(constant: str) -> NoReturn:
+        raise TextError(f"{name}: the number {constant} is not allowed; every number must be finite")
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise TextError(f"{name}: the key {key[:80]!a} appears twice")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=unique_keys)
+    except RecursionError:
+        raise TextError(f"{name}: the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise TextError(f"{name}: not valid JSON ({str(error)[:120]!a})") from None

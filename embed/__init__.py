@@ -1,0 +1,13 @@
+"""The custodian's side: images in, one noisy release out.
+
+    bounding        bound_records                      trusted core
+    summing         ClassSums                          trusted core
+    noise           add_discrete_gaussian_noise        trusted core
+    release         release                            trusted core
+    pipeline        embed_images, sum_images, plan, EmbedSettings, choose_device
+    expectation     noise_to_signal, noise_per_feature, noise_per_count
+    display         what the command shows
+    command         main (dpmepf-embed)
+
+PROOF.md holds the argument for the trusted core. Import from the modules: this package itself loads nothing.
+"""

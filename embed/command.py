@@ -1,0 +1,280 @@
+"""`dpmepf-embed`: the only command that touches private data.
+
+What it shows is for the custodian's own screen. The number of images appears in the live progress bar on a terminal,
+which is erased when it ends, and nowhere else: where stderr is a file or a pipe there is no bar, and no message, log or
+artifact holds a count, a file name or a value of the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from dpmepf.artifacts.atomic_file import check_writable_target
+from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.ledger import UNNAMED
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
+from dpmepf.embed.pipeline import EmbedSettings, choose_device, embed_images, plan
+from dpmepf.shared.class_names import check_class_names, parse_classes
+from dpmepf.shared.console import console, reports_errors
+from dpmepf.shared.encoders import BUILTIN
+from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_feature_map
+from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.image_loading import find_unreadable
+from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.schema import SUPPORTED_RESOLUTIONS, ImageSchema, infer_schema
+
+ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
+
+
+class InterruptedEmbeddingError(DpmepfError):
+    """Ctrl-C before anything was written."""
+
+    exit_code = 130
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Private images: a folder of class folders, a flat folder, a zip of either, a folder with IDX files (MNIST), "
+    "or an .npz with x and y. Required, except by --dry-run with --classes.",
+)
+@click.option(
+    "--eps",
+    "epsilon",
+    type=click.FloatRange(min=0, min_open=True),
+    required=True,
+    metavar="NATS",
+    help="Privacy loss epsilon of this release, above 0; smaller is more private and noisier.",
+)
+@click.option(
+    "--delta",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=1e-6,
+    metavar="PROBABILITY",
+    help="Privacy failure delta, between 0 and 1; well below one over the number of records.",
+)
+@click.option(
+    "--relation",
+    type=click.Choice([relation.value for relation in NeighbouringRelation]),
+    default=NeighbouringRelation.ADD_OR_REMOVE_ONE.value,
+    help="What the guarantee hides: one record being there at all, or one record's content (then the number of records "
+    "counts as public).",
+)
+@click.option(
+    "--resolution",
+    type=int,
+    metavar="|".join(map(str, SUPPORTED_RESOLUTIONS)),
+    help="Side of the square images in pixels; undeclared, it is inferred from the most frequent size.",
+)
+@click.option(
+    "--channels",
+    type=int,
+    metavar="1|3",
+    help="1 for grey, 3 for RGB; undeclared, it is inferred: grey only if every image is.",
+)
+@click.option(
+    "--classes",
+    metavar="NAMES|COUNT|@FILE",
+    help="Class names between commas, their number (named 0, 1, …), or @FILE with one name a line; undeclared, the "
+    "folder names.",
+)
+@click.option("--strict", is_flag=True, help="Refuse to infer classes, resolution or channels: they must be declared.")
+@click.option(
+    "--split",
+    metavar="train|test|val",
+    help="Which part of data that are divided so (IDX files, split folders); undeclared, train.",
+)
+@click.option("--dataset", "dataset_name", default=UNNAMED, metavar="NAME", help="Public name to record in the ledger.")
+@click.option("--encoder", default=BUILTIN, metavar="NAME", help="builtin, or a torchvision classifier such as vgg19.")
+@click.option(
+    "--encoder-weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights of the encoder (.safetensors or .pth) instead of the packaged or cached ones.",
+)
+@click.option("--features", "preset", type=click.Choice(list(PRESETS)), default="default", help="Feature map preset.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
+)
+@click.option("--force", is_flag=True, help="Replace --output if it exists.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the encoder runs.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=256, metavar="IMAGES", help="Images for each forward pass."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="PROCESSES",
+    help="Decoding processes, 0 for none; undeclared, one for each core but one.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded instead of stopping.")
+@click.option(
+    "--list-unreadable",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Release nothing: write which images cannot be decoded to a new FILE, which is private, and stop.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Read no image and release nothing: show the noise to expect. Needs --records."
+)
+@click.option(
+    "--records",
+    type=click.IntRange(min=1),
+    metavar="IMAGES",
+    help="With --dry-run: about how many images there are (a guess that may be public).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the release to stdout.")
+@reports_errors(private_data=True)
+def main(
+    *,
+    data: Path | None,
+    epsilon: float,
+    delta: float,
+    relation: str,
+    resolution: int | None,
+    channels: int | None,
+    classes: str | None,
+    strict: bool,
+    split: str | None,
+    dataset_name: str,
+    encoder: str,
+    encoder_weights: Path | None,
+    preset: str,
+    output: Path,
+    force: bool,
+    device: str,
+    batch_size: int,
+    workers: int | None,
+    skip_unreadable: bool,
+    list_unreadable: Path | None,
+    dry_run: bool,
+    records: int | None,
+    as_json: bool,
+) -> None:
+    """Embed private images and release their class means once, with (epsilon, delta)-differential privacy.
+
+    The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
+    """
+    settings = EmbedSettings(
+        epsilon=epsilon,
+        delta=delta,
+        relation=NeighbouringRelation(relation),
+        batch_size=batch_size,
+        workers=workers,
+        device=choose_device(device),
+        skip_unreadable=skip_unreadable,
+        dataset_name=dataset_name,
+    )
+    declared = None if classes is None else _declared_classes(classes)
+    if list_unreadable is not None:
+        _list_unreadable(_open(data, declared, split), list_unreadable, workers)
+        return
+    _check_usage(output, force=force, dry_run=dry_run, records=records)
+    # The encoder is checked before the data: with a stand-in size until the schema is known.
+    description = describe_feature_map(
+        preset=preset,
+        encoder=encoder,
+        resolution=resolution or ASSUMED_RESOLUTION,
+        channels=channels or ASSUMED_CHANNELS,
+        weights_file=encoder_weights,
+    )
+    if dry_run and records is not None:
+        if data is None and declared is None:
+            raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
+        names = declared or _open(data, None, split).classes
+        assumed = [name for name, value in (("resolution", resolution), ("channels", channels)) if value is None]
+        schema = ImageSchema(
+            classes=names, resolution=description.resolution, channels=description.channels, inferred=()
+        )
+        feature_map = build_feature_map(description, weights_file=encoder_weights)
+        show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
+        return
+    source = _open(data, declared, split)
+    with _stopping_plainly():
+        schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
+        description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
+        feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
+        plan(schema, feature_map, settings)
+        announce(source, schema)
+        skipped: list[UnreadableImageError] = []
+        with embedding_progress(len(source), len(schema.classes) * (feature_map.dimension + 1)) as (
+            on_images,
+            on_noise,
+        ):
+            artifact = embed_images(
+                source,
+                schema=schema,
+                feature_map=feature_map,
+                settings=settings,
+                on_images=on_images,
+                on_noise=on_noise,
+                on_unreadable=skipped.append,
+            )
+    write_artifact(output, artifact, force=force)
+    if skipped:
+        warn("some images could not be decoded and were left out; --list-unreadable FILE says which")
+    show_release(artifact, output, as_json)
+
+
+def _declared_classes(text: str) -> tuple[str, ...]:
+    if not text.startswith("@"):
+        return parse_classes(text)
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(
+            f"--classes {text} names a file that cannot be read as text: give one class name a line"
+        ) from None
+    return check_class_names([line.strip() for line in lines if line.strip()])
+
+
+def _check_usage(output: Path, *, force: bool, dry_run: bool, records: int | None) -> None:
+    """Everything that can be refused without looking at data or encoder."""
+    if dry_run != (records is not None):
+        raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")
+    if dry_run:
+        return
+    check_writable_target(output, force=force)
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the folder {output.parent} cannot be written to ({error.strerror}): choose another --output"
+        ) from None
+
+
+def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:
+    if data is None:
+        raise UsageError("--data is missing: name the folder or file with the private images")
+    return open_images(data, classes=classes, split=split)
+
+
+def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> None:
+    check_writable_target(file, force=False)
+    with _stopping_plainly():
+        errors = find_unreadable(source, workers=workers)
+    file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
+    file.write_text("".join(f"{error.location}: {error.reason}\n" for error in errors), encoding="utf-8")
+    console.print(Text(f"{file} lists the images that cannot be decoded; it is private. Nothing was released."))
+
+
+@contextmanager
+def _stopping_plainly() -> Iterator[None]:
+    """Before anything is written: say so after Ctrl-C, and how to find an image that stopped the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedEmbeddingError("interrupted: nothing was released and nothing was written") from None
+    except UnreadableImageError as error:
+        raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None

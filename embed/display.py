@@ -1,0 +1,134 @@
+"""What `dpmepf-embed` shows, on stderr, and its JSON object on stdout. Every number here is public, but one.
+
+The exception is the number of images in the live progress bar: it is shown on a terminal only, to the custodian, and
+erased at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.panel import Panel
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from rich.text import Text
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
+from dpmepf.shared.console import console, progress_bar
+from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.schema import ImageSchema
+
+
+@contextmanager
+def embedding_progress(images: int, draws: int) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Live bars, on a terminal only and erased at the end, because the number of images is private."""
+    if not console.is_terminal:
+        console.print("Embedding images. Progress shows on a terminal only: their number is private.", soft_wrap=True)
+        yield (lambda _: None), (lambda _: None)
+        return
+    with progress_bar("images", transient=True) as embedding:
+        task = embedding.add_task("Embedding images", total=images)
+        yield (lambda done: embedding.advance(task, done)), _noise_bar(embedding, draws)
+
+
+def _noise_bar(progress: Progress, draws: int) -> Callable[[int], None]:
+    tasks: list[TaskID] = []
+
+    def advance(done: int) -> None:
+        if not tasks:  # the bar appears when the noise does
+            tasks.append(progress.add_task("Drawing noise", total=draws))
+        progress.advance(tasks[0], done)
+
+    return advance
+
+
+def announce(source: ImageSource, schema: ImageSchema) -> None:
+    colour = "grey" if schema.channels == 1 else "RGB"
+    console.print(
+        Text(f"{source.kind}: {len(schema.classes)} classes, {schema.resolution}×{schema.resolution} {colour}")
+    )
+    if schema.inferred:
+        warn(
+            f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
+            "(--strict insists)"
+        )
+
+
+def warn(sentence: str) -> None:
+    console.print(Text("Warning: ", style="bold yellow") + Text(sentence), soft_wrap=True)
+
+
+def show_dry_run(
+    ledger: Ledger, description: FeatureMapDescription, assumed: list[str], records: int, as_json: bool
+) -> None:
+    ratio = noise_to_signal(ledger, records=records)
+    table = Table(title="Dry run: no image was read, nothing was released", show_header=False, title_justify="left")
+    for name, value in (
+        ("claim", _claim(ledger)),
+        ("encoder", f"{description.encoder}, features {description.preset}"),
+        ("dimension", f"{ledger.class_count} classes × {ledger.feature_dimension:,} features, and the class counts"),
+        ("sensitivity", f"{_features(ledger, ledger.sensitivity):.6f} (a record's features have length at most 1)"),
+        (
+            "sigma",
+            f"{noise_per_feature(ledger):.6f} on each feature sum; {noise_per_count(ledger):.1f} images on each count",
+        ),
+        ("noise to signal", f"{ratio:.2%} of a class mean, for {records:,} images spread evenly"),
+    ):
+        table.add_row(name, value)
+    if assumed:
+        table.add_row(
+            "assumed", f"{', '.join(assumed)}: {description.resolution} pixels, {description.channels} channels"
+        )
+    console.print(table)
+    if as_json:
+        click.echo(json.dumps({"dry_run": True, **_parameters(ledger), "noise_to_signal": ratio}))
+
+
+def show_release(artifact: Artifact, output: Path, as_json: bool) -> None:
+    ledger = artifact.ledger
+    console.print(
+        Panel(
+            Text(
+                f"{_claim(ledger)}\n"
+                f"sensitivity {_features(ledger, ledger.sensitivity):.6f}, sigma {noise_per_feature(ledger):.6f}, "
+                f"{ledger.coordinates:,} noisy numbers\n"
+                f"artifact    {output}\n"
+                f"next        dpmepf-audit {output}\n"
+                f"            dpmepf-synth {output}"
+            ),
+            title="Released once",
+            title_align="left",
+            expand=False,
+        )
+    )
+    if as_json:
+        click.echo(json.dumps({"artifact": str(output), **_parameters(ledger), "release_id": ledger.release_id}))
+
+
+def _claim(ledger: Ledger) -> str:
+    relation = ledger.relation.value.replace("-", " ")
+    return f"({ledger.epsilon:g}, {ledger.delta:g})-differentially private, {relation}, for {ledger.unit_of_privacy}"
+
+
+def _features(ledger: Ledger, lattice_units: float) -> float:
+    return lattice_units / 2.0**ledger.lattice_exponent
+
+
+def _parameters(ledger: Ledger) -> dict[str, Any]:
+    """As in the ledger and the audit: sigma and sensitivity in lattice units."""
+    return {
+        "epsilon": ledger.epsilon,
+        "delta": ledger.delta,
+        "relation": ledger.relation.value,
+        "sigma": ledger.sigma,
+        "sensitivity": ledger.sensitivity,
+        "dimension": ledger.feature_dimension,
+    }

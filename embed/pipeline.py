@@ -1,0 +1,174 @@
+"""From an image source to a released artifact. Untrusted: the trusted core bounds whatever happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpmepf.artifacts.accounting import calibrate_sigma
+from dpmepf.artifacts.artifact import Artifact, check_size
+from dpmepf.artifacts.ledger import UNNAMED, Ledger, plan_release
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.release import release
+from dpmepf.embed.summing import ClassSums
+from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.feature_map import FeatureMap
+from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.image_loading import iterate_batches
+from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.schema import ImageSchema
+
+LONGEST_DATASET_NAME = 200
+
+
+class EmbeddingError(DpmepfError):
+    """The encoder could not be run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """How to embed and at which privacy parameters.
+
+    epsilon: > 0, in nats. delta: in (0, 1). relation: which data sets are neighbours.
+    batch_size: images in every forward pass; the last batch is padded to it.
+    workers: decoding processes, 0 for none, None to choose. device: where the encoder runs, "cpu" or "cuda".
+    skip_unreadable: leave out images that cannot be decoded, instead of stopping.
+    dataset_name: the custodian's public name of the data set.
+    """
+
+    epsilon: float
+    delta: float = 1e-6
+    relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE
+    batch_size: int = 256
+    workers: int | None = None
+    device: str = "cpu"
+    skip_unreadable: bool = False
+    dataset_name: str = UNNAMED
+
+    def __post_init__(self) -> None:
+        calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses parameters out of range
+        if self.batch_size < 1:
+            raise UsageError(f"the batch size is {self.batch_size}; it must be at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"the number of workers is {self.workers}; it must be 0 or more")
+        if not (self.dataset_name.isprintable() and 1 <= len(self.dataset_name) <= LONGEST_DATASET_NAME):
+            raise UsageError(f"a data set's name must have 1 to {LONGEST_DATASET_NAME} printable characters")
+
+
+def choose_device(name: str) -> str:
+    """`auto` takes a GPU when there is one. Raises UsageError for `cuda` without a GPU."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but PyTorch sees no GPU here: use --device cpu")
+    return name
+
+
+def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) -> Ledger:
+    """The ledger that a release under these settings will have, but for its random id; no image is read."""
+    check_size(len(schema.classes), feature_map.dimension)
+    return plan_release(
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        relation=settings.relation,
+        feature_dimension=feature_map.dimension,
+        class_count=len(schema.classes),
+        non_negative_features=feature_map.non_negative,
+        inferred_schema=schema.inferred,
+        dataset_name=settings.dataset_name,
+    )
+
+
+def embed_images(
+    source: ImageSource,
+    *,
+    schema: ImageSchema,
+    feature_map: FeatureMap,
+    settings: EmbedSettings,
+    on_images: Callable[[int], None] | None = None,
+    on_noise: Callable[[int], None] | None = None,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
+) -> Artifact:
+    """Embed every image of `source` and release the class sums once.
+
+    Args:
+        source: private images with labels. schema: what is public of them.
+        feature_map: φ for the schema's resolution and channels, on `settings.device`.
+        on_images: called with the number of images just embedded. A running total of them is private: it may be shown
+            to the custodian while it runs, and must not be stored.
+        on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
+        on_unreadable: called with the error of each image that is skipped.
+    Raises: UsageError for parameters that cannot be met, before any image is read; errors of the loader; NoiseError.
+    """
+    plan(schema, feature_map, settings)
+    sums = sum_images(
+        source,
+        schema=schema,
+        feature_map=feature_map,
+        settings=settings,
+        on_images=on_images,
+        on_unreadable=on_unreadable,
+    )
+    return release(
+        sums,
+        classes=schema.classes,
+        feature_map=feature_map.description,
+        epsilon=settings.epsilon,
+        delta=settings.delta,
+        relation=settings.relation,
+        inferred_schema=schema.inferred,
+        dataset_name=settings.dataset_name,
+        progress=on_noise,
+    )
+
+
+def sum_images(
+    source: ImageSource,
+    *,
+    schema: ImageSchema,
+    feature_map: FeatureMap,
+    settings: EmbedSettings,
+    on_images: Callable[[int], None] | None = None,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
+) -> ClassSums:
+    """Exact class sums of the features of every image: private until they are released.
+
+    Every forward pass has the same shape, in float32, so that an image's features do not depend on which images share
+    its batch: the sums are bit-identical for any order of the records and any number of workers.
+    """
+    sums = ClassSums(
+        class_count=len(schema.classes), dimension=feature_map.dimension, non_negative=feature_map.non_negative
+    )
+    batches = iterate_batches(
+        source,
+        resolution=schema.resolution,
+        channels=schema.channels,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        skip_unreadable=settings.skip_unreadable,
+        on_unreadable=on_unreadable,
+    )
+    for images, labels in batches:
+        features = _features(feature_map, images, settings)
+        sums.add(features.numpy(), labels.numpy())
+        if on_images is not None:
+            on_images(len(labels))
+    return sums
+
+
+def _features(feature_map: FeatureMap, images: Tensor, settings: EmbedSettings) -> Tensor:
+    """float32 B×D on the CPU, from one forward pass of exactly `batch_size` images, the missing ones blank."""
+    count = len(images)
+    if count < settings.batch_size:
+        images = torch.cat([images, images.new_zeros(settings.batch_size - count, *images.shape[1:])])
+    try:
+        # No algorithm search (it may choose another convolution each time) and no TF32: the same features every time.
+        with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+            return feature_map(images.to(settings.device))[:count].float().cpu()
+    except torch.OutOfMemoryError:
+        raise EmbeddingError(
+            f"the encoder ran out of memory with {settings.batch_size} images at a time: choose a smaller --batch-size"
+        ) from None

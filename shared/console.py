@@ -1,0 +1,119 @@
+"""The console of every command: progress and messages on stderr by rich, results on stdout."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from dpmepf.shared.errors import DpmepfError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+console = Console(stderr=True)
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another --output",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another --output",
+    errno.EACCES: "permission was denied: choose a path you may read or write",
+    errno.EPERM: "permission was denied: choose a path you may read or write",
+    errno.EROFS: "the file system is read-only: choose another --output",
+}
+
+
+class RateColumn(ProgressColumn):
+    """Units finished per second, from the task's own running estimate."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self.unit}/s", style="progress.data.speed")
+
+
+def progress_bar(unit: str, *, transient: bool = False) -> Progress:
+    """A progress display on stderr with count, rate in `unit` per second, elapsed time and time remaining."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+    )
+
+
+def reports_errors(*, private_data: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a command so that failures end in one sentence on stderr and an exit status, without a traceback.
+
+    `DpmepfError` exits with its own status, disk and permission failures with 1, Ctrl-C with 130. Any other exception
+    is a defect of ours: it keeps its traceback, except where the command touches private data (`private_data`), where
+    only its type and place in our code are shown, because its text could quote a private value.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except DpmepfError as error:
+                _fail(str(error), error.exit_code)
+            except KeyboardInterrupt:
+                _fail("interrupted", 130)
+            except OSError as error:
+                if error.errno not in _DISK_ERRORS:
+                    if not private_data:
+                        raise
+                    _fail(_without_details(error), 1)
+                _fail(_DISK_ERRORS[error.errno], 1)
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except Exception as error:
+                if not private_data or os.environ.get("DPMEPF_DEBUG"):
+                    raise
+                _fail(_without_details(error), 1)
+
+        return wrapper
+
+    return decorate
+
+
+def _without_details(error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "dpmepf" in f.filename or __package__ in f.name]
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return (
+        f"internal error {type(error).__name__}{place}; its details are withheld because they could quote private "
+        "data. On the custodian's machine, DPMEPF_DEBUG=1 shows them"
+    )
+
+
+def _fail(sentence: str, exit_code: int) -> NoReturn:
+    console.print(Text("Error: ", style="bold red") + Text(sentence), soft_wrap=True)
+    sys.exit(exit_code)

@@ -1,0 +1,131 @@
+"""Public pre-trained encoders: the built-in one, whose weights are in the package, and torchvision's classifiers.
+
+An encoder is public: it has seen no private image, and nothing it returns is trusted (the release bounds it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, list_models
+
+from dpmepf.shared.errors import DpmepfError, UsageError
+
+BUILTIN = "builtin"
+BUILTIN_WEIGHTS = Path(__file__).parent / "weights" / "builtin.safetensors"
+STAGE_WIDTHS = (32, 64, 128, 256)
+HEAD_WIDTH = 512
+PIXEL_MEAN = (0.480, 0.448, 0.397)  # of the public training images, 0..1, per colour channel
+PIXEL_STD = (0.277, 0.269, 0.282)
+
+
+class EncoderWeightsError(DpmepfError):
+    """Encoder weights are missing, unreadable or not the ones named."""
+
+
+class BuiltinEncoder(nn.Module):
+    """A small VGG-like classifier: four stages of two 3×3 convolutions with batch norm and ReLU, and a wide head.
+
+    Max-pooling rounds up, so that 28×28 and 32×32 images both end in 4×4 positions. The head's own convolution serves
+    classification only; features are taken from the eight ReLU layers of the stages.
+    """
+
+    def __init__(self, class_count: int = 200) -> None:
+        super().__init__()
+        channels = 3
+        for stage, width in enumerate(STAGE_WIDTHS, start=1):
+            setattr(self, f"stage{stage}", _convolutions(channels, width, count=2))
+            channels = width
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.head = _convolutions(channels, HEAD_WIDTH, count=1)
+        self.classifier = nn.Linear(HEAD_WIDTH, class_count)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stage1(images)  # N x 32 x 32 x 32
+        x = self.stage2(self.pool(x))  # N x 64 x 16 x 16
+        x = self.stage3(self.pool(x))  # N x 128 x 8 x 8
+        x = self.stage4(self.pool(x))  # N x 256 x 4 x 4
+        x = self.head(self.pool(x))  # N x 512 x 2 x 2
+        return self.classifier(x.mean(dim=(2, 3)))  # N x class_count
+
+
+def _convolutions(channels: int, width: int, *, count: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def encoder_names() -> tuple[str, ...]:
+    """The names `load_encoder` takes: `builtin` and torchvision's image classifiers."""
+    return (BUILTIN, *(name for name in list_models(module=torchvision.models) if not name.startswith("quantized")))
+
+
+def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module, str]:
+    """Load a frozen encoder in evaluation mode, and the SHA-256 of the file its weights came from.
+
+    Args:
+        name: one of `encoder_names()`.
+        weights_file: a state dict as .safetensors or .pth; by default the packaged file for `builtin`, else
+            torchvision's default weights from its cache or by download.
+    Raises:
+        UsageError: the name is unknown.
+        EncoderWeightsError: the weights are missing, cannot be read, or do not fit the encoder.
+    """
+    if name not in encoder_names():
+        raise UsageError(f"unknown encoder {name!r}: choose {BUILTIN} or a torchvision classifier such as vgg19 or resnet18")
+    file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
+    if not file.is_file():
+        raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
+    encoder = BuiltinEncoder() if name == BUILTIN else get_model(name, weights=None, **_quiet_arguments(name))
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True, map_location="cpu")
+        encoder.load_state_dict(_with_batch_counters(encoder, state))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError, ValueError) as error:
+        raise EncoderWeightsError(
+            f"{file} does not hold weights of the encoder {name}: give a state dict of that model as .safetensors or .pth"
+        ) from error
+    return encoder.float().eval().requires_grad_(False), file_sha256(file)
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _with_batch_counters(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the counters of batch-norm layers, which play no part in evaluation, where a file leaves them out."""
+    counters = {n: t for n, t in encoder.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
+    return {**state, **counters}
+
+
+def _quiet_arguments(name: str) -> dict[str, bool]:
+    """Skip initialisations that are thrown away at once; torchvision warns about two models otherwise."""
+    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+
+def _torchvision_weights_file(name: str) -> Path:
+    """The cached file of torchvision's default weights, downloaded when it is not there yet."""
+    url = get_model_weights(name)["DEFAULT"].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if file.is_file():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise EncoderWeightsError(
+            f"the weights of {name} are neither cached as {file} nor downloadable here: fetch {url} on a machine with a "
+            f"network and carry it over, then use --encoder-weights {file.name}"
+        ) from error
+    return file

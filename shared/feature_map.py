@@ -1,0 +1,317 @@
+"""The feature map φ: image -> perceptual features of norm at most 1; identical for custodian and modeller.
+
+Built from a description that travels in the artifact. Chosen activations of a public encoder are average-pooled to at
+most p×p positions, flattened, normalised and joined with public weights; optionally with their second moments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, EncoderWeightsError, load_encoder
+from dpmepf.shared.errors import DpmepfError, UsageError
+
+SUPPORTED_RESOLUTIONS = (28, 32, 64, 128)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# preset: (normalisation, moments)
+PRESETS = {
+    "default": ("per-layer", (1,)),
+    "two-moments": ("per-layer", (1, 2)),
+    "joint": ("joint", (1,)),
+}
+POOLING = 4
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
+
+
+class FeatureMapError(DpmepfError):
+    """A feature map's description is malformed or cannot be built here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMapDescription:
+    """Everything both sides need to compute the same features. All of it is public.
+
+    encoder, weights_sha256: the encoder's name and the SHA-256 of its weights file.
+    layers: names of the activations, as `create_feature_extractor` takes them.
+    pooling: each activation is average-pooled to at most pooling × pooling positions.
+    normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` the whole vector once.
+    moments: 1 for the activations, 2 for their squares.
+    layer_weights: share of each layer in the squared norm, adding up to 1; within a layer the moments share equally.
+    resolution: side of the square image in pixels; channels: 1 (grey) or 3 (RGB).
+    pixel_mean, pixel_std: standardisation of pixels in [0, 1], per colour channel of the encoder.
+    """
+
+    preset: str
+    encoder: str
+    weights_sha256: str
+    layers: tuple[str, ...]
+    pooling: int
+    normalisation: str
+    moments: tuple[int, ...]
+    layer_weights: tuple[float, ...]
+    resolution: int
+    channels: int
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _require(re.fullmatch(r"[\w.-]{1,64}", self.preset) is not None, "preset", self.preset, "a short name")
+        _require(re.fullmatch(r"\w{1,64}", self.encoder) is not None, "encoder", self.encoder, "a model's name")
+        sha256_is_hex = re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256) is not None
+        _require(sha256_is_hex, "weights_sha256", self.weights_sha256, "64 hexadecimal digits")
+        names_are_plain = all(re.fullmatch(r"[\w.]{1,128}", layer) for layer in self.layers)
+        distinct = len(set(self.layers)) == len(self.layers)
+        _require(0 < len(self.layers) <= 512 and names_are_plain and distinct, "layers", self.layers, "distinct names")
+        _require(1 <= self.pooling <= 512, "pooling", self.pooling, "a number from 1 to 512")
+        known = self.normalisation in ("per-layer", "joint")
+        _require(known, "normalisation", self.normalisation, "per-layer or joint")
+        _require(self.moments in ((1,), (2,), (1, 2)), "moments", self.moments, "1, 2 or both")
+        weights_are_shares = len(self.layer_weights) == len(self.layers) and all(w > 0 for w in self.layer_weights)
+        sums_to_one = weights_are_shares and abs(math.fsum(self.layer_weights) - 1) < 1e-6
+        _require(sums_to_one, "layer_weights", self.layer_weights, "one positive share per layer, adding up to 1")
+        supported = self.resolution in SUPPORTED_RESOLUTIONS
+        _require(supported, "resolution", self.resolution, f"one of {SUPPORTED_RESOLUTIONS}")
+        _require(self.channels in (1, 3), "channels", self.channels, "1 or 3")
+        for name, values in (("pixel_mean", self.pixel_mean), ("pixel_std", self.pixel_std)):
+            finite = len(values) == 3 and all(math.isfinite(value) for value in values)
+            _require(finite, name, values, "three finite numbers")
+        _require(min(self.pixel_std) > 1e-3, "pixel_std", self.pixel_std, "numbers above 0.001")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureMapDescription:
+        """Read a description; FeatureMapError when it is not exactly one of ours."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FeatureMapError("the feature map's description is not JSON") from error
+        return cls(**_typed_fields(cls, data))
+
+
+def _require(holds: bool, name: str, found: object, allowed: str) -> None:
+    if not holds:
+        raise FeatureMapError(f"the feature map's {name} is {str(found)[:80]!r}; allowed is {allowed}")
+
+
+def _typed_fields(cls: type[FeatureMapDescription], data: object) -> dict[str, Any]:
+    """Check names and types of the fields before the values are looked at."""
+    names = {field.name: str(field.type) for field in fields(cls)}
+    if not isinstance(data, Mapping) or set(data) != set(names):
+        raise FeatureMapError(f"the feature map's description must have exactly the fields {', '.join(names)}")
+    parsed: dict[str, Any] = {}
+    for name, annotation in names.items():
+        value = data[name]
+        element = {"str": str, "int": int, "float": (int, float)}[re.sub(r"tuple\[(\w+), \.\.\.\]", r"\1", annotation)]
+        values = value if annotation.startswith("tuple") else [value]
+        if not isinstance(values, list) or not all(isinstance(v, element) and not isinstance(v, bool) for v in values):
+            raise FeatureMapError(f"the feature map's {name} is not of the type {annotation}")
+        parsed[name] = tuple(float(v) if "float" in annotation else v for v in values)
+        if not annotation.startswith("tuple"):
+            parsed[name] = value
+    return parsed
+
+
+def describe_feature_map(
+    *,
+    preset: str = "default",
+    encoder: str = BUILTIN,
+    resolution: int,
+    channels: int,
+    weights_file: Path | None = None,
+) -> FeatureMapDescription:
+    """Describe a named preset on an encoder; every ReLU-like activation counts as a layer.
+
+    Raises: UsageError for an unknown preset or encoder or an unsupported size; EncoderWeightsError without weights.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"unknown feature map {preset!r}: choose one of {', '.join(PRESETS)}")
+    if resolution not in SUPPORTED_RESOLUTIONS:
+        raise UsageError(f"resolution {resolution} is not supported: choose one of {SUPPORTED_RESOLUTIONS}")
+    if channels not in (1, 3):
+        raise UsageError(f"{channels} channels are not supported: choose 1 (grey) or 3 (RGB)")
+    model, sha256 = load_encoder(encoder, weights_file)
+    layers = _activation_layers(model, encoder)
+    normalisation, moments = PRESETS[preset]
+    builtin = encoder == BUILTIN
+    return FeatureMapDescription(
+        preset=preset,
+        encoder=encoder,
+        weights_sha256=sha256,
+        layers=layers,
+        pooling=POOLING,
+        normalisation=normalisation,
+        moments=moments,
+        layer_weights=(1 / len(layers),) * len(layers),
+        resolution=resolution,
+        channels=channels,
+        pixel_mean=PIXEL_MEAN if builtin else IMAGENET_MEAN,
+        pixel_std=PIXEL_STD if builtin else IMAGENET_STD,
+    )
+
+
+def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
+    """Names of the model's activation functions in the order of computation, without the built-in encoder's head."""
+    modules = dict(model.named_modules())
+    nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
+    layers = tuple(
+        node
+        for node in nodes
+        if (isinstance(modules.get(node), ACTIVATIONS) or ACTIVATION_NODE.fullmatch(node.rpartition(".")[2]))
+        and not (encoder == BUILTIN and node.startswith("head"))
+    )
+    if not layers:
+        raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
+    return layers
+
+
+def build_feature_map(
+    description: FeatureMapDescription, *, weights_file: Path | None = None, device: str | torch.device = "cpu"
+) -> FeatureMap:
+    """Load the described encoder and build the feature map.
+
+    Raises: EncoderWeightsError when the weights at hand have another SHA-256 than the description names, or are
+        missing; FeatureMapError when the encoder has no such layer or cannot take images of that size.
+    """
+    encoder, sha256 = load_encoder(description.encoder, weights_file)
+    if sha256 != description.weights_sha256:
+        raise EncoderWeightsError(
+            f"the weights of {description.encoder} at hand have the SHA-256 {sha256[:12]}…, but the artifact was made "
+            f"with {description.weights_sha256[:12]}…: give the same file with --encoder-weights, or use the same version"
+        )
+    return FeatureMap(description, encoder).to(device, memory_format=torch.channels_last)
+
+
+class FeatureMap(nn.Module):
+    """φ for one description. Always in evaluation mode: no example influences another's features.
+
+    Attributes:
+        description: what it was built from.
+        dimension: D, the length of a feature vector.
+        segments: (layer name, moment, start, stop) of each part of the vector.
+        non_negative: True when every coordinate is non-negative by construction (ReLU activations, squares).
+    """
+
+    def __init__(self, description: FeatureMapDescription, encoder: nn.Module) -> None:
+        super().__init__()
+        self.description = description
+        try:
+            extractor = create_feature_extractor(encoder.eval(), return_nodes=list(description.layers)).eval()
+        except ValueError as error:
+            raise FeatureMapError(f"the encoder {description.encoder} lacks a layer that the feature map names") from error
+        # Batch norm folded into the convolutions: training through the encoder then is a third faster.
+        self.extractor = fuse(extractor, inplace=True, no_trace=True).eval()
+        self.requires_grad_(False)
+        self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
+        self.segments, self.non_negative = self._measure()
+        self.dimension = self.segments[-1][3]
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FeatureMap:
+        """Stay in evaluation mode whatever `mode` says."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of a batch.
+
+        Args:
+            images: N×C×R×R, uint8 in 0..255 or float in [0, 1], C and R as described.
+        Returns: N×D float32; the norm of every row is at most 1 up to float32 rounding.
+        """
+        parts = []
+        for (_, activation), share in zip(self._activations(images), self.description.layer_weights, strict=True):
+            scale = math.sqrt(share / len(self.description.moments))
+            for moment in self.description.moments:
+                values = activation if moment == 1 else activation.square()
+                vector = _pool(values, self.description.pooling).flatten(start_dim=1).float()
+                if self.description.normalisation == "per-layer":
+                    vector = functional.normalize(vector, dim=1, eps=1e-12)
+                parts.append(vector * scale)
+        joined = torch.cat(parts, dim=1)
+        return functional.normalize(joined, dim=1, eps=1e-12) if self.description.normalisation == "joint" else joined
+
+    def _activations(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        channels, side = self.description.channels, self.description.resolution
+        if images.shape[1:] != (channels, side, side):
+            raise FeatureMapError(f"images of shape {tuple(images.shape[1:])} do not fit {channels}×{side}×{side}")
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        pixels = (pixels.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
+        found = self.extractor(pixels.contiguous(memory_format=torch.channels_last))
+        return [(layer, found[layer]) for layer in self.description.layers]
+
+    def _measure(self) -> tuple[tuple[tuple[str, int, int, int], ...], bool]:
+        """Sizes of all parts, from one blank image."""
+        blank = torch.zeros(1, self.description.channels, self.description.resolution, self.description.resolution)
+        try:
+            with torch.no_grad():
+                found = self._activations(blank)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the encoder {self.description.encoder} cannot take {self.description.resolution}-pixel images: "
+                "choose a larger --resolution or another --encoder"
+            ) from error
+        segments, start = [], 0
+        for layer, activation in found:
+            size = _pool(activation, self.description.pooling)[0].numel()
+            for moment in self.description.moments:
+                segments.append((layer, moment, start, start + size))
+                start += size
+        return tuple(segments), _ends_in_relu(self.extractor)
+
+
+def _ends_in_relu(extractor: nn.Module) -> bool:
+    """Whether every returned activation is the output of a ReLU."""
+    outputs = next(node for node in extractor.graph.nodes if node.op == "output").args[0]
+    modules = dict(extractor.named_modules())
+    return all(
+        isinstance(modules.get(str(node.target)), nn.ReLU | nn.ReLU6) or node.target in (torch.relu, functional.relu)
+        for node in outputs.values()
+    )
+
+
+def _pool(activation: Tensor, positions: int) -> Tensor:
+    """Average-pool N×C×H×W to at most positions×positions; vectors (N×C) pass unchanged."""
+    if activation.ndim == 2:
+        return activation
+    height, width = activation.shape[-2:]
+    if height <= positions and width <= positions:
+        return activation
+    if height % positions == 0 and width % positions == 0:
+        return _BlockMean.apply(activation, height // positions, width // positions)
+    return functional.adaptive_avg_pool2d(activation, (min(height, positions), min(width, positions)))
+
+
+class _BlockMean(torch.autograd.Function):
+    """Mean over blocks of rows×columns, with a gradient that is one enlargement.
+
+    PyTorch's own gradient of average pooling leaves and re-enters the channels-last layout, which took a quarter of
+    a training step on a CPU.
+    """
+
+    @staticmethod
+    def forward(context: Any, activation: Tensor, rows: int, columns: int) -> Tensor:
+        context.block = rows, columns
+        return functional.avg_pool2d(activation, (rows, columns))
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = context.block
+        shared = (gradient / (rows * columns)).contiguous(memory_format=torch.channels_last)
+        return functional.interpolate(shared, scale_factor=(rows, columns), mode="nearest"), None, None

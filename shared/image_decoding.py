@@ -1,0 +1,98 @@
+"""Bytes of one image file to pixels, or to what its header says, by Pillow.
+
+Image files are untrusted: only the listed formats are tried (no PostScript, no plug-in that starts a program), pixel
+and byte counts are bounded, and whatever a decoder raises becomes one `DecodingError` with a phrase of ours, because
+the decoder's own text may quote the file.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+LARGEST_FILE = 512 * 2**20  # bytes
+LARGEST_IMAGE = 90_000_000  # pixels; more is taken for a decompression bomb
+
+NOT_AN_IMAGE = "it is damaged, or no PNG, JPEG, BMP, WebP or TIFF image"
+TOO_LARGE = f"it has more than {LARGEST_IMAGE // 1_000_000} million pixels or {LARGEST_FILE // 2**20} MiB"
+NO_ACCESS = "its file cannot be read"
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+
+
+class DecodingError(Exception):
+    """The bytes are no usable image; the text is one of the phrases above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader:
+    """What is known of an image before its pixels are decoded. `grey` is about the form, not about the pixel values."""
+
+    shorter_side: int
+    grey: bool
+
+
+def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
+    """Decode the first frame of an image file.
+
+    Args:
+        data: the whole file.
+        at_least: if positive, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this
+            many pixels; large photographs decode several times faster.
+
+    Raises:
+        DecodingError: the file is damaged, of another format, or too large.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about metadata; a private file is not to be talked about
+        try:
+            image = _open(data)
+            if at_least > 0:
+                image.draft(None, (at_least, at_least))
+            image.load()
+        except DecodingError:
+            raise
+        except Exception:  # on damaged input decoders raise nearly every type: SyntaxError, struct.error, …
+            raise DecodingError(NOT_AN_IMAGE) from None
+        return image
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Read size and colour from the header of an image file, without decoding its pixels.
+
+    Raises:
+        DecodingError: as `decode_image`; a file that is damaged behind its header passes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = _open(data)
+            return ImageHeader(shorter_side=min(image.size), grey=_is_grey(image))
+        except DecodingError:
+            raise
+        except Exception:
+            raise DecodingError(NOT_AN_IMAGE) from None
+
+
+def _open(data: bytes) -> Image.Image:
+    if len(data) > LARGEST_FILE:
+        raise DecodingError(TOO_LARGE)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DecodingError(TOO_LARGE) from None
+    if image.width * image.height > LARGEST_IMAGE:
+        raise DecodingError(TOO_LARGE)
+    return image
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode in ("P", "PA"):
+        palette = image.getpalette("RGB") or []
+        return palette[0::3] == palette[1::3] == palette[2::3]
+    return image.mode in _GREY_MODES

@@ -1,0 +1,133 @@
+"""The form of a tree of files: which are records, and which folders are classes. Names only, nothing is opened.
+
+Rules, in this order, from the top of the tree (a folder or the inside of a zip):
+
+1. Hidden files and folders (a leading dot) and `__MACOSX` do not exist; a record is a file with an image extension.
+2. If two or more folders are at the top and all are named as splits (train, test, val and their spellings), one of
+   them is entered.
+3. If a single folder is at the top, beside no image, and it holds folders but no image, it is a wrapper and is entered.
+4. Folders and no image: each folder is a class, an empty one too; a class holds every image below it.
+5. Images and no folder: unlabelled. Both at once is ambiguous and refused.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dpmepf.shared.image_decoding import EXTENSIONS
+from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError
+
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "t10k": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Records and class folders of a tree.
+
+    `class_folders` is None for an unlabelled tree; otherwise `folder_numbers[i]` is the class folder of `files[i]`.
+    """
+
+    files: tuple[str, ...]
+    class_folders: tuple[str, ...] | None
+    folder_numbers: tuple[int, ...]
+    split: str | None
+
+
+def canonical_split(name: str) -> str | None:
+    """The split that a folder or file prefix names: "training" is "train"; None if it names none."""
+    return _SPLITS.get(name.lower())
+
+
+def choose_split(found: dict[str, str], wanted: str | None, default: str) -> str:
+    """Choose one of the splits `found` (canonical name to folder): the wanted, else the default, else the only one."""
+    if wanted is not None:
+        canonical = canonical_split(wanted) or wanted
+        if canonical not in found:
+            raise SplitError(
+                f"the data have no split {wanted!r}: choose --split {_listed(found)}"
+                if found
+                else f"the data are not divided into train and test: leave out --split {wanted}"
+            )
+        return canonical
+    if default in found:
+        return default
+    if len(found) == 1:
+        return next(iter(found))
+    raise SplitError(f"the data are divided: choose --split {_listed(found)}")
+
+
+def read_layout(files: Iterable[str], folders: Iterable[str], *, split: str | None, default_split: str) -> Layout:
+    """Apply the rules above to slash-separated relative paths of files and folders.
+
+    Raises:
+        DataNotFoundError: no image and no folder.
+        AmbiguousLayoutError: images beside folders.
+        SplitError: the asked split is absent.
+    """
+    images = sorted(name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS and _is_visible(name))
+    inner_folders = {name for name in folders if _is_visible(name)}
+    for name in images:  # a zip need not list its folders
+        while (name := name.rpartition("/")[0]) and name not in inner_folders:
+            inner_folders.add(name)
+    wanted, found_split, prefix = split, None, ""
+    while True:
+        at_top = [name for name in images if "/" not in name[len(prefix) :]]
+        tops = sorted(name for name in _below(inner_folders, prefix) if "/" not in name)
+        if at_top or not tops:
+            break
+        splits = {canonical_split(top): top for top in tops}
+        if len(tops) > 1 and None not in splits and found_split is None:
+            found_split = choose_split({str(key): top for key, top in splits.items()}, wanted, default_split)
+            entered = splits[found_split]
+        elif len(tops) == 1 and _is_wrapper(prefix + tops[0] + "/", images, inner_folders):
+            found_split = found_split or canonical_split(tops[0])
+            entered = tops[0]
+        else:
+            break
+        prefix += entered + "/"
+        images = [name for name in images if name.startswith(prefix)]
+    if wanted is not None and (canonical_split(wanted) or wanted) != found_split:
+        choose_split({found_split: found_split} if found_split else {}, wanted, default_split)
+    if at_top and tops:
+        raise AmbiguousLayoutError(
+            "the data hold images beside folders, so labels are unclear: put every image into a class folder, or keep "
+            "images only"
+        )
+    if not at_top and not tops:
+        raise DataNotFoundError(
+            f"the data hold no image: expected files with the endings {', '.join(sorted(EXTENSIONS))}, in class "
+            "folders or in a flat folder"
+        )
+    if at_top:
+        return Layout(files=tuple(images), class_folders=None, folder_numbers=(0,) * len(images), split=found_split)
+    number = {top: index for index, top in enumerate(tops)}
+    numbers = tuple(number[name[len(prefix) :].partition("/")[0]] for name in images)
+    return Layout(files=tuple(images), class_folders=tuple(tops), folder_numbers=numbers, split=found_split)
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _below(folders: set[str], prefix: str) -> list[str]:
+    return [name[len(prefix) :] for name in folders if name.startswith(prefix) and name != prefix]
+
+
+def _is_wrapper(prefix: str, images: list[str], folders: set[str]) -> bool:
+    holds_image = any("/" not in name[len(prefix) :] for name in images if name.startswith(prefix))
+    return not holds_image and bool(_below(folders, prefix))
+
+
+def _listed(found: dict[str, str]) -> str:
+    return " or ".join(sorted(found))

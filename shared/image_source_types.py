@@ -1,0 +1,193 @@
+"""What a set of images is to the rest of the program: labelled records that are read one by one, or an array of pixels.
+
+A source can be pickled to a worker process of any start method; it opens its files again there. Whether a source is
+`public` decides one thing: whether an error message may name a file.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dpmepf.shared.image_decoding import (
+    LARGEST_FILE,
+    NO_ACCESS,
+    NOT_AN_IMAGE,
+    TOO_LARGE,
+    DecodingError,
+    ImageHeader,
+    decode_image,
+    read_header,
+)
+from dpmepf.shared.image_errors import LabelError
+
+OUT_OF_RANGE = "its values leave [0, 1]; an array holds uint8, or floats from 0 to 1"
+
+
+class ImageSource(ABC):
+    """Images with labels.
+
+    Attributes:
+        kind: the form that was recognised, in words.
+        classes: K class names; label i means classes[i].
+        classes_declared: whether the names came from the user; otherwise they were read from the form of the data.
+        labels: int64 [N], each in 0..K-1.
+        split: "train", "test" or "val" if the data are divided and one part was chosen, else None.
+        public: whether errors may name files.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        classes: tuple[str, ...],
+        classes_declared: bool,
+        labels: NDArray[np.int64],
+        split: str | None,
+        public: bool,
+    ) -> None:
+        self.kind = kind
+        self.classes = classes
+        self.classes_declared = classes_declared
+        self.labels = labels
+        self.split = split
+        self.public = public
+        outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if outside.size:
+            raise LabelError(
+                f"a label is outside 0..{len(classes) - 1}: declare every class (--classes 12, or cat,dog,…)",
+                location=self.location(int(outside[0])),
+                public=public,
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int, *, at_least: int = 0) -> Image.Image | NDArray[np.uint8]:
+        """The image `index`, decoded but not prepared; `at_least` as in `decode_image`. Raises `DecodingError`."""
+
+    @abstractmethod
+    def header(self, index: int) -> ImageHeader:
+        """Size and colour of image `index` without decoding it. Raises `DecodingError`."""
+
+    @abstractmethod
+    def location(self, index: int) -> str:
+        """Where image `index` is, for the custodian's eyes."""
+
+
+class FolderFiles:
+    """Files below a folder, read by relative name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, name: str) -> bytes:
+        path = self.root / name
+        if not path.is_file():  # a pipe or device would block for ever
+            raise DecodingError(NO_ACCESS)
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE + 1)
+
+
+class ZipMembers:
+    """Members of a zip archive, read by name. Every process opens the archive for itself: a file offset is shared."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def read(self, name: str) -> bytes:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), zipfile.ZipFile(self.root))
+        archive = self._opened[1]
+        if archive.getinfo(name).file_size > LARGEST_FILE:
+            raise DecodingError(TOO_LARGE)
+        return archive.read(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_opened": None}
+
+
+class EncodedImageSource(ImageSource):
+    """Image files in a folder or a zip archive."""
+
+    def __init__(self, *, members: FolderFiles | ZipMembers, names: tuple[str, ...], **attributes: Any) -> None:
+        self.members = members
+        self.names = names
+        super().__init__(**attributes)
+
+    def read(self, index: int, *, at_least: int = 0) -> Image.Image:
+        return decode_image(self._bytes(index), at_least=at_least)
+
+    def header(self, index: int) -> ImageHeader:
+        return read_header(self._bytes(index))
+
+    def location(self, index: int) -> str:
+        place = f"{self.members.root}/{self.names[index]}"
+        return place.encode("utf-8", "backslashreplace").decode()  # a name need not be valid text
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            return self.members.read(self.names[index])
+        except DecodingError:
+            raise
+        except OSError:
+            raise DecodingError(NO_ACCESS) from None
+        except Exception:  # zipfile: BadZipFile, zlib.error, NotImplementedError, EOFError, …
+            raise DecodingError(NOT_AN_IMAGE) from None
+
+
+class ArrayImageSource(ImageSource):
+    """Images that are one array already: uint8, or floats in [0, 1], of shape N x H x W x C.
+
+    `open_pixels` gives the array again in another process, so that the pixels themselves are never pickled.
+    """
+
+    def __init__(
+        self, *, path: Path, pixels: NDArray[Any], open_pixels: Callable[[], NDArray[Any]], **attributes: Any
+    ) -> None:
+        self.path = path
+        self._pixels: NDArray[Any] | None = pixels
+        self._open_pixels = open_pixels
+        super().__init__(**attributes)
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """The stored array, N x H x W x C."""
+        if self._pixels is None:
+            self._pixels = self._open_pixels()
+        return self._pixels
+
+    def block(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Images `start` to `stop` as uint8 N x H x W x C, and for each whether its values were in range."""
+        stored = self.pixels[start:stop]
+        if stored.dtype == np.uint8:
+            return stored, np.ones(len(stored), np.bool_)
+        in_range = np.all((stored >= 0) & (stored <= 1), axis=(1, 2, 3))  # false for NaN
+        scaled = np.where(in_range[:, None, None, None], stored, 0).astype(np.float32) * np.float32(255)
+        return np.rint(scaled).astype(np.uint8), in_range
+
+    def read(self, index: int, *, at_least: int = 0) -> NDArray[np.uint8]:
+        images, in_range = self.block(index, index + 1)
+        if not in_range.all():
+            raise DecodingError(OUT_OF_RANGE)
+        return images[0]
+
+    def header(self, index: int) -> ImageHeader:
+        _, height, width, channels = self.pixels.shape
+        return ImageHeader(shorter_side=min(height, width), grey=channels == 1)
+
+    def location(self, index: int) -> str:
+        return f"{self.path}: image {index}, counted from 0"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pixels": None}

@@ -1,0 +1,103 @@
+"""Work on ranges of a source in other processes, answers in order.
+
+The answer does not depend on the number of processes: a range is always the same piece of work. A process imports no
+torch, so that it starts fast and stays small. Every start method works (fork, forkserver, spawn). A process that dies
+ends the iteration with one sentence; Ctrl-C is left to the main process; when that is gone, its workers go too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_errors import WorkerDiedError
+from dpmepf.shared.image_source_types import ImageSource
+
+T = TypeVar("T")
+
+_MOST_DEFAULT_WORKERS = 16
+_RANGES_AHEAD = 6  # per worker; what the consumer may find ready
+
+_work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None  # set in a worker process only
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, at most 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_DEFAULT_WORKERS)
+
+
+def default_workers() -> int:
+    """One process for each usable core but one, which is left to the encoder; at least 1."""
+    return max(1, usable_cores() - 1)
+
+
+def map_ranges(
+    function: Callable[[ImageSource, int, int], T],
+    source: ImageSource,
+    ranges: Iterable[tuple[int, int]],
+    *,
+    workers: int,
+) -> Iterator[T]:
+    """Yield `function(source, start, stop)` for each of `ranges`, in order.
+
+    Args:
+        function: picklable (a module's function or a partial of one), as its answer.
+        source: read by every worker for itself.
+        ranges: pairs (start, stop).
+        workers: number of processes; 0 works here.
+
+    Raises:
+        WorkerDiedError: a process was killed or could not start.
+    """
+    if workers < 0:
+        raise UsageError(f"--workers {workers} is not allowed: it is 0 or more")
+    if workers == 0:
+        for start, stop in ranges:
+            yield function(source, start, stop)
+        return
+    executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source))
+    pending: deque[Future[T]] = deque()
+    try:
+        for start, stop in ranges:
+            pending.append(executor.submit(_run, start, stop))
+            if len(pending) > _RANGES_AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise WorkerDiedError(
+            "a process that decodes images stopped (often because memory is short): use fewer --workers; --workers 0 "
+            "decodes in the main process"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(function: Callable[[ImageSource, int, int], Any], source: ImageSource) -> None:
+    global _work
+    _work = (function, source)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(start: int, stop: int) -> Any:
+    if _work is None:
+        raise RuntimeError("a worker ran before it was started")
+    function, source = _work
+    return function(source, start, stop)

@@ -1,0 +1,223 @@
+"""Training of the built-in encoder on public labelled images: small to full resolution, one cosine cycle, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dpmepf.shared.encoders import PIXEL_MEAN, PIXEL_STD, BuiltinEncoder
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.precision import autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingSettings:
+    """How the encoder is trained; every field is recorded in the checkpoint and must agree on resuming.
+
+    resolutions are the image sides in pixels of equal shares of the epochs; the last one is that of the images as given.
+    Smaller images come first because a step at half the side costs a quarter, and what they teach carries over.
+    """
+
+    epochs: int = 14
+    resolutions: tuple[int, ...] = (16, 24, 32)
+    batch_size: int = 128
+    learning_rate: float = 0.15
+    warmup_share: float = 0.1
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    grey_probability: float = 0.15
+    jitter: float = 0.25
+    held_out_share: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or not self.resolutions:
+            raise UsageError("pre-training needs at least 1 epoch, a batch of 2 and one resolution")
+        if not 0 < self.held_out_share < 1:
+            raise UsageError(f"the held-out share is {self.held_out_share}; choose one between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingProgress:
+    """What a callback sees after every step."""
+
+    step: int
+    step_count: int
+    resolution: int
+    images: int
+    loss: float
+
+
+def split_held_out(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Indices of training and held-out images: within every class, each (1/share)-th image is held out."""
+    rank = torch.empty_like(labels)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        rank[members] = torch.arange(len(members))
+    held_out = rank % round(1 / share) == 0
+    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+
+
+def augment(images: Tensor, settings: PretrainingSettings, generator: torch.Generator) -> Tensor:
+    """Flip, shift by an eighth, change brightness and contrast, sometimes drop colour; each image on its own.
+
+    images: N×3×R×R float in [0, 1]; the result has the same shape and may leave [0, 1] a little.
+    """
+    count, _, side, _ = images.shape
+    margin = side // 8
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(count, 1, 1, 1).uniform_(low, high, generator=generator).to(images.device)
+
+    padded = functional.pad(images, (margin,) * 4, mode="reflect")
+    rows = torch.arange(side) + torch.randint(0, 2 * margin + 1, (count, 1), generator=generator)
+    columns = torch.arange(side) + torch.randint(0, 2 * margin + 1, (count, 1), generator=generator)
+    flipped = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    which = torch.arange(count)[:, None, None]
+    images = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    grey = images.mean(dim=1, keepdim=True)
+    images = torch.where(uniform(0, 1) < settings.grey_probability, grey, images)
+    centre = images.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = uniform(1 - settings.jitter, 1 + settings.jitter)
+    return (images - centre) * contrast + centre * uniform(1 - settings.jitter, 1 + settings.jitter)
+
+
+def pretrain_encoder(
+    images: Tensor,
+    labels: Tensor,
+    class_count: int,
+    settings: PretrainingSettings,
+    *,
+    checkpoint: Path,
+    device: str = "cpu",
+    report: Callable[[PretrainingProgress], None] = lambda progress: None,
+    checkpoint_every: int = 500,
+) -> BuiltinEncoder:
+    """Train the built-in encoder; continue from `checkpoint` when it exists.
+
+    Args:
+        images: N×3×R×R uint8, public. labels: N int64 in 0..class_count-1. Held-out images must not be among them.
+        checkpoint: written every `checkpoint_every` steps and on Ctrl-C, by renaming a complete file.
+    Returns: the trained encoder in evaluation mode.
+    Raises: UsageError when the checkpoint belongs to other settings.
+    """
+    torch.manual_seed(settings.seed)
+    encoder = BuiltinEncoder(class_count).to(device, memory_format=torch.channels_last)
+    matrices = [p for p in encoder.parameters() if p.ndim > 1]
+    vectors = [p for p in encoder.parameters() if p.ndim == 1]
+    optimiser = torch.optim.SGD(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+    )
+    steps_per_epoch = len(images) // settings.batch_size
+    step_count = settings.epochs * steps_per_epoch
+    step = _resume(checkpoint, encoder, optimiser, settings) if checkpoint.exists() else 0
+    order, ordered_epoch = torch.empty(0, dtype=torch.long), -1
+    encoder.train()
+    try:
+        while step < step_count:
+            epoch, position = divmod(step, steps_per_epoch)
+            if epoch != ordered_epoch:
+                epoch_generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+                order, ordered_epoch = torch.randperm(len(images), generator=epoch_generator), epoch
+            chosen = order[position * settings.batch_size : (position + 1) * settings.batch_size]
+            resolution = settings.resolutions[step * len(settings.resolutions) // step_count]
+            generator = torch.Generator().manual_seed(settings.seed * 1_000_033 + step)
+            batch = _resize(images[chosen].to(device).float() / 255, resolution)
+            batch = standardise(augment(batch, settings, generator))
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(step / step_count, settings.warmup_share)
+            with autocast(device):
+                logits = encoder(batch.contiguous(memory_format=torch.channels_last))
+            loss = functional.cross_entropy(
+                logits.float(), labels[chosen].to(device), label_smoothing=settings.label_smoothing
+            )
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            step += 1
+            report(
+                PretrainingProgress(
+                    step=step,
+                    step_count=step_count,
+                    resolution=resolution,
+                    images=settings.batch_size,
+                    loss=loss.item(),
+                )
+            )
+            if step % checkpoint_every == 0:
+                _save(checkpoint, step, encoder, optimiser, settings)
+    except KeyboardInterrupt:
+        _save(checkpoint, step, encoder, optimiser, settings)
+        raise
+    _save(checkpoint, step, encoder, optimiser, settings)
+    return encoder.eval()
+
+
+def held_out_accuracy(encoder: nn.Module, images: Tensor, labels: Tensor, *, device: str = "cpu") -> float:
+    """Share of images whose label is the encoder's first choice, one view per image."""
+    encoder.eval()
+    correct = 0
+    with torch.inference_mode():
+        for batch, truth in zip(images.split(500), labels.split(500), strict=True):
+            logits = encoder(standardise(batch.to(device).float() / 255))
+            correct += int((logits.argmax(dim=1).cpu() == truth).sum())
+    return correct / len(labels)
+
+
+def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
+    """Write the weights as float16 safetensors (batch-norm statistics included)."""
+    state = {name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()}
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
+    temporary.replace(path)
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] to zero mean and unit spread per colour channel, by fixed public constants."""
+    mean = images.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
+    std = images.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    if images.shape[-1] == side:
+        return images
+    return functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _schedule(position: float, warmup: float) -> float:
+    if position < warmup:
+        return (position + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup)))
+
+
+def _save(
+    path: Path, step: int, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings
+) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    state = {"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save({"step": step, "settings": json.dumps(asdict(settings)), **state}, temporary)
+    temporary.replace(path)
+
+
+def _resume(
+    path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings
+) -> int:
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    if saved["settings"] != json.dumps(asdict(settings)):
+        raise UsageError(f"checkpoint {path} belongs to other settings: repeat those, or choose another --output")
+    encoder.load_state_dict(saved["encoder"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return int(saved["step"])

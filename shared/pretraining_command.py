@@ -1,0 +1,140 @@
+"""`dpmepf-pretrain`: train the built-in encoder on public images. Neither custodian nor modeller needs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.encoders import file_sha256
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_loading import load_all
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.pretraining import (
+    PretrainingProgress,
+    PretrainingSettings,
+    held_out_accuracy,
+    pretrain_encoder,
+    save_weights,
+    split_held_out,
+)
+
+DEFAULTS = PretrainingSettings()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--data",
+    "paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="PUBLIC labelled images: a folder or zip of class folders. Give it several times to join parts.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("encoder.safetensors"), metavar="FILE", help="Weights."
+)
+@click.option("--force", is_flag=True, help="Replace --output if it exists.")
+@click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, help="Passes over the training images.")
+@click.option(
+    "--resolutions",
+    default=",".join(map(str, DEFAULTS.resolutions)),
+    metavar="PIXELS,…",
+    help="Image sides of equal shares of the epochs, small to full.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=DEFAULTS.batch_size, help="Images per step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=DEFAULTS.learning_rate,
+    help="Peak of the one-cycle schedule, for SGD with momentum 0.9.",
+)
+@click.option("--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@reports_errors()
+def main(
+    *,
+    paths: tuple[Path, ...],
+    output: Path,
+    force: bool,
+    epochs: int,
+    resolutions: str,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    device: str,
+) -> None:
+    """Train the built-in encoder on PUBLIC images and report its accuracy on held-out ones.
+
+    A checkpoint beside the output (FILE.checkpoint) makes a run resumable: repeat the same command.
+    """
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists: choose another --output, or replace it with --force")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = PretrainingSettings(
+        epochs=epochs,
+        resolutions=_resolutions(resolutions),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    images, labels, class_count = load_public_images(paths, resolution=settings.resolutions[-1])
+    training, held_out = split_held_out(labels, settings.held_out_share)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    with progress_bar("images") as bar:
+        task = bar.add_task("training", total=None)
+
+        def report(progress: PretrainingProgress) -> None:
+            bar.update(
+                task,
+                total=progress.step_count * progress.images,
+                completed=progress.step * progress.images,
+                description=f"{progress.resolution} px, loss {progress.loss:.2f}",
+            )
+
+        encoder = pretrain_encoder(
+            images[training],
+            labels[training],
+            class_count,
+            settings,
+            checkpoint=checkpoint,
+            device=device,
+            report=report,
+        )
+    accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=device)
+    save_weights(encoder, output)
+    checkpoint.unlink()
+    console.print(f"{output}: held-out top-1 {accuracy:.1%} of {len(held_out):,} images, {class_count} classes")
+    result = {"accuracy": accuracy, "held_out": len(held_out), "classes": class_count, "sha256": file_sha256(output)}
+    click.echo(json.dumps(result))
+
+
+def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Tensor, Tensor, int]:
+    """Join public sources that share their class names: N×3×R×R uint8, N int64, number of classes."""
+    sources = [open_images(path, public=True) for path in paths]
+    classes = sources[0].classes
+    for path, source in zip(paths, sources, strict=True):
+        if source.classes != classes:
+            raise UsageError(f"{path} has other classes than {paths[0]}: parts of one data set share their class folders")
+    with console.status("reading images"):
+        parts = [load_all(source, resolution=resolution, channels=3) for source in sources]
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]), len(classes)
+
+
+def _resolutions(text: str) -> tuple[int, ...]:
+    try:
+        sides = tuple(int(side) for side in text.split(","))
+    except ValueError:
+        sides = ()
+    if not sides or min(sides) < 8:
+        raise UsageError(f"--resolutions {text!r} is not a list of image sides: give numbers of at least 8, as 16,24,32")
+    return sides
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The modeller's side: generator, objective, training, sampling, evaluation."""

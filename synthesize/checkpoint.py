@@ -1,0 +1,88 @@
+"""The checkpoint of a training run: written to a temporary name and renamed, read without running any code."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpmepf.shared.errors import DpmepfError
+from dpmepf.synthesize.settings import SynthesisSettings
+
+CHECKPOINT_FILE = "checkpoint.pt"
+FORMAT = 1
+
+
+class CheckpointError(DpmepfError):
+    """A checkpoint is damaged or belongs to another artifact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A training run that can go on.
+
+    Fields:
+        artifact_sha256: of the file that the run learns from.
+        settings: of the run.
+        state: `GeneratorTraining.state_dict()`.
+        seconds: time trained so far.
+    """
+
+    artifact_sha256: str
+    settings: SynthesisSettings
+    state: dict[str, Any]
+    seconds: float
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint.pt` into `folder`; an interruption leaves the previous one."""
+    content = {
+        "format": FORMAT,
+        "artifact_sha256": checkpoint.artifact_sha256,
+        "settings": checkpoint.settings.to_dict(),
+        "state": checkpoint.state,
+        "seconds": checkpoint.seconds,
+    }
+    buffer = io.BytesIO()  # so that a full disk is an OSError, which torch's own writer would hide
+    torch.save(content, buffer)
+    with replacing(folder / CHECKPOINT_FILE) as path:
+        path.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: it is damaged or of another version.
+    """
+    path = folder / CHECKPOINT_FILE
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} was written by another version: begin again with --force")
+        return Checkpoint(
+            artifact_sha256=content["artifact_sha256"],
+            settings=SynthesisSettings.from_dict(content["settings"]),
+            state=content["state"],
+            seconds=float(content["seconds"]),
+        )
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is damaged: begin again with --force") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place at the end, or vanishes after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

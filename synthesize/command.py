@@ -1,0 +1,200 @@
+"""`dpmepf-synth`: a generator and a synthetic data set from a released artifact."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
+from dpmepf.synthesize.report import REPORT_FILE, privacy_claim
+from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, NPZ_FILE
+from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
+from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisRequest, SynthesisResult, synthesise
+from dpmepf.synthesize.training import GeneratorTraining
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path), metavar="ARTIFACT")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("synthetic"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder to create for images, generator, pictures and report.",
+)
+@click.option(
+    "--format",
+    "image_format",
+    type=click.Choice(FORMATS),
+    default=FORMATS[0],
+    show_default=True,
+    help=f"{IMAGES_FOLDER}/<class>/NNNNNN.png, or one {NPZ_FILE} with x (float32, 0 to 1) and y (int64).",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="IMAGES",
+    help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say]",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help=f"How long and how large: quick to look, standard, best for a GPU.  [default: {DEFAULT_PRESET}]",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: the preset's]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=2),
+    metavar="IMAGES",
+    help="Generated images per step.  [default: the preset's]",
+)
+@click.option(
+    "--micro-batch-size",
+    type=click.IntRange(min=1),
+    metavar="IMAGES",
+    help="Images through the encoder at a time: less memory, the same gradient.  [default: the preset's]",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Peak learning rate of Adam.  [default: the preset's]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    help="Seed of weights and latent vectors; costs no privacy here.  [default: 0]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--encoder-weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Weights of the encoder that the artifact names.  [default: the package's, or torchvision's]",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run, or train a finished one for more --steps.")
+@click.option("--force", is_flag=True, help="Replace the result of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the run's record as one JSON object.")
+@reports_errors()
+def main(
+    artifact: Path,
+    output: Path,
+    image_format: str,
+    samples: int | None,
+    preset: str | None,
+    device: str,
+    encoder_weights: Path | None,
+    resume: bool,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a generator on the release in ARTIFACT and draw a labelled synthetic data set from it.
+
+    Nothing private is read, so it costs no privacy: run it as often as you like. Ctrl-C keeps a checkpoint.
+    """
+    request = SynthesisRequest(
+        artifact=artifact,
+        output=output,
+        preset=preset,
+        overrides={name: value for name, value in settings.items() if value is not None},
+        image_format=image_format,
+        samples=samples,
+        device=device,
+        encoder_weights=encoder_weights,
+        resume=resume,
+        force=force,
+    )
+    with progress_bar("images") as bar, _stop_signal() as stop_requested:
+        result = synthesise(request, _Display(bar).callbacks(stop_requested))
+    _summarise(result)
+    if as_json:
+        click.echo(json.dumps(result.record, ensure_ascii=False))
+
+
+class _Display:
+    """The live view: a bar for training with the loss, then one for drawing."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.images_per_step = 1
+        self.training_task: TaskID | None = None
+        self.drawing_task: TaskID | None = None
+
+    def callbacks(self, stop_requested: Callable[[], bool]) -> SynthesisCallbacks:
+        return SynthesisCallbacks(
+            on_start=self.start, on_step=self.step, on_images=self.images, stop_requested=stop_requested
+        )
+
+    def start(self, training: GeneratorTraining, folder: Path) -> None:
+        settings = training.settings
+        self.images_per_step = training.schedule.images_per_batch
+        console.print(
+            f"Training for {settings.steps:,} steps of {self.images_per_step:,} images on {training.device}; a preview "
+            f"appears in {escape(str(folder / PREVIEW_FILE))}",
+            soft_wrap=True,
+        )
+        self.training_task = self.bar.add_task(
+            "Training", total=settings.steps * self.images_per_step, completed=training.step * self.images_per_step
+        )
+
+    def step(self, training: GeneratorTraining) -> None:
+        if self.training_task is not None:
+            recent = training.losses[-20:]
+            self.bar.update(
+                self.training_task,
+                advance=self.images_per_step,
+                description=f"Training, loss {sum(recent) / len(recent):.4f}",
+            )
+
+    def images(self, count: int, total: int) -> None:
+        if self.drawing_task is None:
+            self.drawing_task = self.bar.add_task("Drawing", total=total)
+        self.bar.advance(self.drawing_task, count)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C or a polite kill came; the second one interrupts at once."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+        console.print("Stopping after this step; once more to stop at once.")
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+
+
+def _summarise(result: SynthesisResult) -> None:
+    record, folder = result.record, result.output
+    what = IMAGES_FOLDER + "/" if record["output"]["format"] == "folder" else NPZ_FILE
+    console.print()
+    console.print(f"{record['output']['images']:,} images of {len(record['classes']):,} classes", style="bold")
+    console.print(privacy_claim(record["artifact"]), soft_wrap=True)
+    for label, name in (
+        ("Look at", PREVIEW_FILE),
+        ("Training", CURVE_FILE),
+        ("Report", REPORT_FILE),
+        ("Images", what),
+    ):
+        console.print(f"  {label:<9}{escape(str(folder / name))}", soft_wrap=True)

@@ -1,0 +1,265 @@
+"""How good a synthetic data set is: classifiers trained on it and tested on real images, and distances between the two.
+
+Real images serve measurement alone: nothing is trained on them or chosen by them. If they are private, the scores are
+one more release of them, which no ledger covers; every report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpmepf.shared.class_names import UNLABELLED, numbered_classes
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_errors import ClassesError
+from dpmepf.shared.image_loading import iterate_batches
+from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.schema import infer_schema
+from dpmepf.synthesize.classifiers import CLASSIFIERS, RECIPES, accuracy_of, train_classifier
+from dpmepf.synthesize.distances import (
+    EXTRACTORS,
+    FEWEST_IMAGES,
+    extract_features,
+    load_extractor,
+    measure_distances,
+)
+from dpmepf.synthesize.evaluation_report import Accuracy, EvaluationReport
+
+NOTE = (
+    "If the real test images are private, these scores are computed from them without noise: they are outside the "
+    "ledger, and publishing them is not covered by its (epsilon, delta)."
+)
+UNLABELLED_NOTE = "The images have no labels to compare, so no classifier was trained."
+READ_BATCH = 1000
+
+Watch = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Given a description, a total and a unit, opens a display of progress and yields what to call with each advance."""
+
+
+@contextmanager
+def unwatched(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """The `Watch` that shows nothing."""
+    yield lambda count: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured.
+
+    Fields:
+        classifiers: any of `CLASSIFIERS`, none for distances only.
+        seeds: number of trainings of each classifier, with seeds 0, 1, ….
+        distances: whether FID, KID, precision and recall are computed.
+        samples: at most so many images of each side enter the distances, chosen at random.
+        extractor: `auto`, `inception` or `builtin`.
+        device: `auto` (a CUDA GPU if there is one), or a torch device.
+        split: part of the real data to test on; None: `test` if the data are divided, else all.
+        workers: decoding processes; None: the default.
+        skip_unreadable: leave out images that cannot be decoded.
+    """
+
+    classifiers: tuple[str, ...] = CLASSIFIERS
+    seeds: int = 3
+    distances: bool = True
+    samples: int = 10_000
+    extractor: str = "auto"
+    device: str = "auto"
+    split: str | None = None
+    workers: int | None = None
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.classifiers:
+            if name not in CLASSIFIERS:
+                raise UsageError(f"the classifier {name!r} is unknown: choose from {', '.join(CLASSIFIERS)}")
+        if len(set(self.classifiers)) < len(self.classifiers):
+            raise UsageError("a classifier is named twice: name each once")
+        if not self.classifiers and not self.distances:
+            raise UsageError("there is nothing to measure: name a classifier or allow distances")
+        if self.seeds < 1:
+            raise UsageError(f"the number of seeds is {self.seeds}, but has to be at least 1")
+        if self.samples < FEWEST_IMAGES:
+            raise UsageError(f"the number of samples is {self.samples}, but has to be at least {FEWEST_IMAGES}")
+        if self.extractor not in EXTRACTORS:
+            raise UsageError(f"the extractor {self.extractor!r} is unknown: choose from {', '.join(EXTRACTORS)}")
+
+
+def evaluate(
+    synthetic: Path, real: Path, settings: EvaluationSettings | None = None, *, watch: Watch = unwatched
+) -> EvaluationReport:
+    """Measure the synthetic images at `synthetic` against the real ones at `real`.
+
+    Both are anything `open_images` takes. Real images are brought to the resolution and colour of the synthetic ones.
+    Classes are matched by name; where one side knows them by number only (IDX, npz), by number.
+
+    Raises:
+        UsageError: the paths, classes or settings do not fit each other.
+        DpmepfError: data are damaged, or weights are missing.
+    """
+    settings = settings or EvaluationSettings()
+    device = _choose_device(settings.device)
+    synthetic_source = open_images(synthetic, public=True)
+    real_source = _open_real(real, synthetic_source.classes, settings.split)
+    _check_counts(len(synthetic_source), len(real_source), settings)
+    labelled = _are_labelled(synthetic_source, real_source)
+    names = settings.classifiers if labelled else ()
+    if not names and not settings.distances:
+        raise UsageError("the images have no labels to compare, so no classifier can be trained: allow distances")
+    to_real_label = match_classes(synthetic_source.classes, real_source.classes) if labelled else None
+    extractor = load_extractor(settings.extractor) if settings.distances else None
+    schema = infer_schema(synthetic_source, workers=settings.workers)
+
+    def read(source: ImageSource, description: str) -> tuple[Tensor, Tensor]:
+        with watch(f"Reading {description} images", len(source), "images") as advance:
+            return _read(source, schema.resolution, schema.channels, settings, advance)
+
+    images, labels = read(synthetic_source, "synthetic")
+    real_images, real_labels = read(real_source, "real")
+    _check_counts(len(images), len(real_images), settings)
+    counts = {
+        "synthetic": len(images),
+        "real": len(real_images),
+        "skipped": len(synthetic_source) + len(real_source) - len(images) - len(real_images),
+    }
+
+    accuracy = {}
+    if to_real_label is not None:
+        for name in names:
+            with watch(f"Training {name}", settings.seeds * RECIPES[name].steps_for(len(images)), "steps") as advance:
+                train = partial(
+                    train_classifier,
+                    name,
+                    images,
+                    to_real_label[labels],
+                    class_count=len(real_source.classes),
+                    device=device,
+                    on_step=partial(advance, 1),
+                )
+                seeds = range(settings.seeds)
+                scores = (accuracy_of(train(seed=seed), real_images, real_labels, device=device) for seed in seeds)
+                accuracy[name] = Accuracy(seeds=tuple(scores))
+
+    distances = None
+    if extractor is not None:
+        features = []
+        for description, side in (("synthetic", images), ("real", real_images)):
+            chosen = side[_random_choice(len(side), settings.samples)]
+            counts[f"{description}_in_distances"] = len(chosen)
+            with watch(f"Features, {description}", len(chosen), "images") as advance:
+                features.append(extract_features(extractor, chosen, device=device, on_images=advance))
+        distances = measure_distances(*features)
+
+    return EvaluationReport(
+        accuracy=accuracy,
+        distances=distances,
+        extractor=None if extractor is None else extractor.label,
+        images=counts,
+        classes=real_source.classes,
+        resolution=schema.resolution,
+        channels=schema.channels,
+        device=str(device),
+        protocol=_describe_protocol(names, settings),
+        note=NOTE if labelled else f"{NOTE} {UNLABELLED_NOTE}",
+    )
+
+
+def match_classes(synthetic: tuple[str, ...], real: tuple[str, ...]) -> Tensor:
+    """Real label (int64) of each synthetic label: by name, or by number where one side has numbers for names.
+
+    Raises:
+        ClassesError: the two have different classes.
+    """
+    if set(synthetic) == set(real):
+        return torch.tensor([real.index(name) for name in synthetic])
+    numbers = numbered_classes(len(synthetic))
+    if len(synthetic) == len(real) and numbers in (synthetic, real):
+        return torch.arange(len(real))
+    raise ClassesError(
+        f"the classes differ: {_listed(synthetic)} in the synthetic data, {_listed(real)} in the real data; name the "
+        "class folders alike"
+    )
+
+
+def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> ImageSource:
+    try:
+        return open_images(path, split=split, default_split="test")
+    except ClassesError:  # IDX or npz files that do not name their classes: labels are numbers of the synthetic ones
+        numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
+        classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
+        return open_images(path, classes=classes, split=split, default_split="test")
+
+
+def _are_labelled(synthetic: ImageSource, real: ImageSource) -> bool:
+    return UNLABELLED not in (*synthetic.classes, *real.classes) and max(len(synthetic.classes), len(real.classes)) > 1
+
+
+def _check_counts(synthetic: int, real: int, settings: EvaluationSettings) -> None:
+    if synthetic < FEWEST_IMAGES:
+        raise UsageError(f"the synthetic data hold too few images: at least {FEWEST_IMAGES} are needed")
+    if real < (FEWEST_IMAGES if settings.distances else 1):
+        raise UsageError(
+            f"the real data hold too few images: at least {FEWEST_IMAGES} are needed, or one with --no-distances"
+        )
+
+
+def _read(
+    source: ImageSource, resolution: int, channels: int, settings: EvaluationSettings, advance: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
+    """All images, uint8 N×C×R×R, and labels, int64 N."""
+    images = torch.empty((len(source), channels, resolution, resolution), dtype=torch.uint8)
+    labels = torch.empty(len(source), dtype=torch.int64)
+    filled = 0
+    for batch, batch_labels in iterate_batches(
+        source,
+        resolution=resolution,
+        channels=channels,
+        batch_size=READ_BATCH,
+        workers=settings.workers,
+        skip_unreadable=settings.skip_unreadable,
+    ):
+        images[filled : filled + len(batch)] = batch
+        labels[filled : filled + len(batch)] = batch_labels
+        filled += len(batch)
+        advance(len(batch))
+    return images[:filled], labels[:filled]
+
+
+def _random_choice(count: int, most: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"the device {name!r} cannot be used here: choose auto, cpu or cuda") from None
+    return device
+
+
+def _describe_protocol(names: tuple[str, ...], settings: EvaluationSettings) -> str:
+    sentences = []
+    if names:
+        sentences.append(
+            f"Accuracy: {', '.join(names)} by the fixed recipes of dpmepf.synthesize.classifiers (version 1), trained "
+            f"on all synthetic images with seeds 0 to {settings.seeds - 1}, tested once on all real images; mean and "
+            "sample standard deviation over the seeds."
+        )
+    if settings.distances:
+        sentences.append(
+            f"Distances: at most {settings.samples} random images of each side; KID over 100 random subsets; precision "
+            "and recall with 3 neighbours on at most 5000 images of each side."
+        )
+    return " ".join(sentences)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])}, … ({len(names)} classes)"

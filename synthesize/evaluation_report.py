@@ -1,0 +1,93 @@
+"""The scores of an evaluation, what they were computed from, and their JSON form."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize.distances import Distances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Share of real images classified rightly, for each seed."""
+
+    seeds: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.seeds)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds; None for a single one."""
+        return statistics.stdev(self.seeds) if len(self.seeds) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """The scores and what they were computed from. `distances` and `extractor` are None when not asked for.
+
+    `images` counts `synthetic` and `real` images, those of each in the distances, and those `skipped` as unreadable.
+    """
+
+    accuracy: dict[str, Accuracy]
+    distances: Distances | None
+    extractor: str | None
+    images: dict[str, int]
+    classes: tuple[str, ...]
+    resolution: int
+    channels: int
+    device: str
+    protocol: str
+    note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `dpmepf-eval --json` prints."""
+        measured = self.distances
+        return {
+            "accuracy": {
+                name: {"mean": score.mean, "std": score.std, "seeds": list(score.seeds)}
+                for name, score in self.accuracy.items()
+            },
+            "fid": measured and measured.fid,
+            "kid": measured and {"mean": measured.kid_mean, "std": measured.kid_std},
+            "extractor": self.extractor,
+            "precision": measured and measured.precision,
+            "recall": measured and measured.recall,
+            "images": self.images,
+            "classes": list(self.classes),
+            "resolution": self.resolution,
+            "channels": self.channels,
+            "device": self.device,
+            "protocol": self.protocol,
+            "note": self.note,
+        }
+
+
+def check_report_path(path: Path, *, force: bool) -> None:
+    """Raise `UsageError` now rather than after the work if the report could not be written to `path`."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: give --output the name of a file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: choose another --output, or pass --force to replace it")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}: make it, or choose another --output")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
+
+
+def write_report(path: Path, report: EvaluationReport) -> None:
+    """Write the report as JSON, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The objective: per class, the squared distance between the released and the generated mean features.
+
+For a class with released mean m and b generated images with features φ_1..φ_b, and a weight w_j per coordinate,
+
+    loss = Σ_j w_j (m_j² − 2 m_j·mean(φ)_j) + 1/(b(b−1)) Σ_{i≠k} ⟨φ_i, φ_k⟩_w,
+
+an unbiased estimate of ‖m − E φ‖²_w. The plug-in ‖m − mean(φ)‖² would also count the b pairs of an image with itself;
+leaving those out is what scales repulsion by b/(b−1). Its gradient with respect to φ_i is known in closed form,
+
+    2/b · w ⊙ (mean of the others' φ − m),
+
+so it needs no more than the class's mean: one pass without gradients finds that, and micro-batches then go through
+the encoder one after another with exactly the gradient of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize.targets import ClassTargets
+
+FeatureFunction = Callable[[Tensor], Tensor]
+Segments = Sequence[tuple[str, int, int, int]]  # layer, moment, start, stop
+
+
+class MeanEmbeddingObjective:
+    """Distance of generated to released mean features, and its gradient with respect to generated images.
+
+    Args:
+        targets: released class means.
+        feature_weights: float32 D, weight of each coordinate's squared distance, or None for 1.
+        mean_memory: share, in [0, 1), of the previous estimate of each class's generated mean in the mean that
+            images are repelled from. Less variance, at the price of lag; 0 is the unbiased estimate above.
+        device: where features are computed.
+    """
+
+    def __init__(
+        self,
+        targets: ClassTargets,
+        *,
+        feature_weights: Tensor | None = None,
+        mean_memory: float = 0.0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.means = targets.means.to(device)
+        dimension = self.means.shape[1]
+        self.feature_weights = (torch.ones(dimension) if feature_weights is None else feature_weights).to(device)
+        self.class_weights = torch.as_tensor(targets.class_weights, dtype=torch.float32, device=device)
+        noise_variance = torch.as_tensor(targets.noise_variance, dtype=torch.float32, device=device)
+        self.noise_energy = noise_variance * self.feature_weights.sum()  # K
+        self.mean_memory = mean_memory
+        self.remembered_means = torch.zeros_like(self.means) if mean_memory else None
+        self.remembered = torch.zeros(len(self.means), dtype=torch.bool, device=device)
+
+    def backward(
+        self, images: Tensor, classes: Tensor, features_of: FeatureFunction, *, micro_batch_size: int | None = None
+    ) -> float:
+        """Add the loss's gradient to whatever `images` depend on; return the loss.
+
+        Args:
+            images: N×C×R×R with a graph behind them; class by class, N/len(classes) of each.
+            classes: int64, the distinct classes of the batch, in the order of `images`.
+            features_of: the feature map, N×C×R×R -> N×D.
+            micro_batch_size: images that pass the feature map at a time with gradients; None: all.
+
+        Returns:
+            Mean over `classes` of the unbiased squared distance, less the expected squared length of the released
+            noise: around zero when the generated means are where the true ones are. Possibly negative.
+        """
+        per_class = len(images) // len(classes)
+        slots = torch.arange(len(classes), device=images.device).repeat_interleave(per_class)  # image -> its class
+        sums = torch.zeros(len(classes), self.means.shape[1], device=images.device)
+        squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
+
+        def accumulate(features: Tensor, part: slice) -> None:
+            sums.index_add_(0, slots[part], features)
+            squares.index_add_(0, slots[part], features.square() @ self.feature_weights)
+
+        def gradient(features: Tensor, part: slice) -> Tensor:
+            return self._gradient(features, sums[slots[part]], classes[slots[part]], per_class, len(classes))
+
+        if micro_batch_size is None or micro_batch_size >= len(images):
+            features = features_of(images).float()
+            accumulate(features.detach(), slice(None))
+            features.backward(gradient(features.detach(), slice(None)))
+        else:
+            leaf = images.detach()
+            parts = [slice(start, start + micro_batch_size) for start in range(0, len(images), micro_batch_size)]
+            with torch.no_grad():
+                for part in parts:
+                    accumulate(features_of(leaf[part]).float(), part)
+            image_gradient = torch.empty_like(leaf)
+            for part in parts:
+                part_images = leaf[part].requires_grad_()
+                features = features_of(part_images).float()
+                (image_gradient[part],) = torch.autograd.grad(features, part_images, gradient(features.detach(), part))
+            images.backward(image_gradient)
+        self._remember(classes, sums / per_class)
+        return self._loss(classes, sums / per_class, squares / per_class, per_class)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what later steps depend on: the remembered means, if any."""
+        if self.remembered_means is None:
+            return {}
+        return {"remembered_means": self.remembered_means, "remembered": self.remembered}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.remembered_means is not None:
+            self.remembered_means.copy_(state["remembered_means"])
+            self.remembered.copy_(state["remembered"])
+
+    def _gradient(self, features: Tensor, sums: Tensor, classes: Tensor, per_class: int, class_count: int) -> Tensor:
+        """Gradient with respect to features N×D of images of `classes` (N), whose features sum to `sums` (N×D)."""
+        # With one image of a class there are no others, and no unbiased estimate of the repulsion: attraction alone.
+        repulsion = (sums - features) / max(per_class - 1, 1)
+        if self.remembered_means is not None:
+            memory = self.mean_memory if per_class > 1 else 1.0
+            share = (self.remembered[classes] * memory)[:, None]
+            repulsion = torch.lerp(repulsion, self.remembered_means[classes], share)
+        scale = 2.0 / (per_class * class_count) * self.class_weights[classes][:, None]
+        return scale * self.feature_weights * (repulsion - self.means[classes])
+
+    def _loss(self, classes: Tensor, means: Tensor, squares: Tensor, per_class: int) -> float:
+        released = self.means[classes]
+        pairs = means.square() @ self.feature_weights  # ‖mean φ‖², the pairs of an image with itself included
+        if per_class > 1:
+            pairs = (per_class * pairs - squares) / (per_class - 1)
+        distances = released * (released - 2.0 * means) @ self.feature_weights + pairs - self.noise_energy[classes]
+        return float(distances.mean())
+
+    def _remember(self, classes: Tensor, means: Tensor) -> None:
+        if self.remembered_means is not None:
+            share = (self.remembered[classes] * self.mean_memory)[:, None]
+            self.remembered_means[classes] = torch.lerp(means, self.remembered_means[classes], share)
+            self.remembered[classes] = True
+
+
+def segment_feature_weights(segments: Segments, layer_weights: Sequence[float]) -> Tensor | None:
+    """Return float32 D weights that give each feature segment its weight, or None if no weights are given.
+
+    Raises:
+        UsageError: there are not as many weights as segments.
+    """
+    if not layer_weights:
+        return None
+    if len(layer_weights) != len(segments):
+        names = ", ".join(name for name, *_ in segments)
+        raise UsageError(f"{len(layer_weights)} layer weights given for {len(segments)} feature segments ({names})")
+    weights = np.concatenate(
+        [np.full(stop - start, weight) for (_, _, start, stop), weight in zip(segments, layer_weights, strict=True)]
+    )
+    return torch.from_numpy(weights.astype(np.float32))

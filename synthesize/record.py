@@ -1,0 +1,90 @@
+"""The record of a run: `run.json`, from which the report is made."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.shared import __version__
+from dpmepf.synthesize.sampling import class_folder_names
+from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.training import TrainedGenerator
+
+
+def run_record(
+    artifact: Artifact,
+    settings: SynthesisSettings,
+    trained: TrainedGenerator,
+    numbers: tuple[int, ...],
+    *,
+    file: str,
+    image_format: str,
+    sha256: str,
+    device: torch.device,
+    timings: dict[str, float],
+) -> dict[str, Any]:
+    """Return what `run.json` holds: the release's claim, settings, versions, class sizes, timings, losses.
+
+    Args:
+        artifact: the release.
+        settings: of the training.
+        trained: its result.
+        numbers: images drawn of each class.
+        file: name of the artifact's file.
+        image_format: `folder` or `npz`.
+        sha256: of the artifact's file, in hexadecimal.
+        device: that trained.
+        timings: in seconds, with `training_seconds`.
+    """
+    ledger, features, generator = artifact.ledger, artifact.feature_map, trained.generator
+    folders = class_folder_names(artifact.classes)
+    last = trained.losses[-max(1, len(trained.losses) // 20) :]
+    trained_images = len(trained.losses) * trained.images_per_step
+    return {
+        "program": "dpmepf-synth",
+        "artifact": {
+            "file": file,
+            "sha256": sha256,
+            "release_id": ledger.release_id,
+            "dataset_name": ledger.dataset_name,
+            "epsilon": ledger.epsilon,
+            "delta": ledger.delta,
+            "relation": ledger.relation.value,
+            "unit_of_privacy": ledger.unit_of_privacy,
+            "mechanism": ledger.mechanism,
+            "inferred_schema": list(ledger.inferred_schema),
+            "encoder": features.encoder,
+            "features": features.preset,
+            "feature_dimension": artifact.dimension,
+            "resolution": features.resolution,
+            "channels": features.channels,
+        },
+        "settings": settings.to_dict(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "versions": {
+            "dpmepf": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+        "generator": {
+            "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+            "multiply_adds_per_image": generator.multiply_adds_per_image(),
+        },
+        "output": {"format": image_format, "images": sum(numbers)},
+        "classes": [
+            {"name": name, "folder": class_folder, "noisy_count": float(noisy_count), "images": number}
+            for name, class_folder, noisy_count, number in zip(
+                artifact.classes, folders, artifact.counts(), numbers, strict=True
+            )
+        ],
+        "timings": {name: round(seconds, 3) for name, seconds in timings.items()}
+        | {"training_images_per_second": round(trained_images / max(timings["training_seconds"], 1e-9), 1)},
+        "losses": {"final": sum(last) / len(last), "every_step": [float(f"{loss:.6g}") for loss in trained.losses]},
+    }

@@ -1,0 +1,148 @@
+"""Drawing a data set from a generator: how many images of each class, their pixels, and writing them."""
+
+from __future__ import annotations
+
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.generator import Generator
+
+IMAGES_FOLDER = "images"
+NPZ_FILE = "gen.npz"
+FORMATS = ("folder", "npz")
+BATCH = 250
+WRITERS = 4
+LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
+
+ImageBatches = Iterator[tuple[np.ndarray, int]]
+Advance = Callable[[int], None]
+
+
+def images_per_class(noisy_counts: Sequence[float] | np.ndarray, *, samples: int | None = None) -> tuple[int, ...]:
+    """Return how many images to draw of each class.
+
+    Args:
+        noisy_counts: released class sizes, possibly negative.
+        samples: total to draw, spread like the released class sizes; None: as many as those say, rounded.
+
+    Raises:
+        UsageError: `samples` is below 1, or the released sizes say that there are no records.
+    """
+    sizes = np.maximum(np.asarray(noisy_counts, dtype=np.float64), 0.0)
+    if samples is None:
+        numbers = np.rint(sizes).astype(np.int64)
+        if numbers.sum() == 0:
+            raise UsageError("the noisy class sizes say that the data set is empty: name a number of images, --samples")
+        return tuple(int(number) for number in numbers)
+    if samples < 1:
+        raise UsageError(f"--samples is {samples}, but has to be at least 1")
+    shares = sizes / sizes.sum() if sizes.sum() > 0 else np.full(len(sizes), 1.0 / len(sizes))
+    exact = shares * samples
+    numbers = np.floor(exact).astype(np.int64)
+    # the largest remainders get what rounding down left over
+    for index in np.argsort(numbers - exact, kind="stable")[: samples - int(numbers.sum())]:
+        numbers[index] += 1
+    return tuple(int(number) for number in numbers)
+
+
+@torch.inference_mode()
+def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int) -> ImageBatches:
+    """Yield (uint8 n×C×R×R, class) class by class; an image depends on `seed` and the images before it, not on n."""
+    device = next(generator.parameters()).device
+    random, dimension = torch.Generator().manual_seed(seed), generator.configuration.latent_dimension
+    for class_index, number in enumerate(numbers):
+        for start in range(0, number, BATCH):
+            count = min(BATCH, number - start)
+            # one by one: what torch draws for a whole batch depends on its size
+            latents = torch.stack([torch.randn(dimension, generator=random) for _ in range(count)])
+            classes = torch.full((count,), class_index, device=device)
+            with autocast(device):
+                images = generator(latents.to(device), classes)
+            yield (images * 255).round().to(torch.uint8).cpu().contiguous().numpy(), class_index
+
+
+def write_image_folders(
+    folder: Path, batches: ImageBatches, classes: Sequence[str], *, advance: Advance = lambda count: None
+) -> None:
+    """Write `images/<class>/NNNNNN.png` below `folder`; a class without images keeps an empty folder."""
+    class_folders = [folder / IMAGES_FOLDER / name for name in class_folder_names(classes)]
+    for class_folder in class_folders:
+        class_folder.mkdir(parents=True)
+    written = [0] * len(classes)
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for images, class_index in batches:
+            first = written[class_index]
+            written[class_index] += len(images)
+            paths = [class_folders[class_index] / f"{first + offset:06d}.png" for offset in range(len(images))]
+            parts = [slice(start, None, WRITERS) for start in range(WRITERS)]
+            for _ in pool.map(_write_pngs, [images[part] for part in parts], [paths[part] for part in parts]):
+                pass
+            advance(len(images))
+
+
+def write_npz(
+    folder: Path,
+    batches: ImageBatches,
+    numbers: Sequence[int],
+    shape: tuple[int, int, int],
+    *,
+    advance: Advance = lambda count: None,
+) -> None:
+    """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64; batch by batch, in little memory."""
+    total = sum(numbers)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (total, *shape)}
+    with zipfile.ZipFile(folder / NPZ_FILE, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(member, header)
+            for images, _ in batches:
+                member.write((images.astype("<f4") / np.float32(255)).tobytes())
+                advance(len(images))
+        with archive.open("y.npy", "w", force_zip64=True) as member:
+            labels = np.repeat(np.arange(len(numbers), dtype="<i8"), numbers)
+            np.lib.format.write_array(member, labels, allow_pickle=False)
+
+
+def class_folder_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a folder name for each class: its own name wherever that is safe on every file system.
+
+    Class names come with the artifact, from elsewhere: whatever they hold, the names returned are single components,
+    not hidden, free of control characters and separators, and distinct even where upper and lower case are one.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for index, original in enumerate(classes):
+        name = _safe_name(original)
+        if not name or _folded(name) in taken:
+            name = f"{index:04d}-{name}".rstrip("-")
+            while _folded(name) in taken:
+                name += "_"
+        taken.add(_folded(name))
+        names.append(name)
+    return tuple(names)
+
+
+def _safe_name(name: str) -> str:
+    kept = "".join(c if c.isalnum() or c in " ._-+()" else "_" for c in unicodedata.normalize("NFC", name))
+    kept = kept.lstrip(". ")
+    kept = kept.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore").rstrip(". ")
+    reserved = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}
+    return f"_{kept}" if kept.split(".")[0].casefold() in reserved else kept
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _write_pngs(images: np.ndarray, paths: Sequence[Path]) -> None:
+    for pixels, path in zip(images, paths, strict=True):
+        picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        Image.fromarray(picture).save(path, format="PNG", compress_level=1)

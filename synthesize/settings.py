@@ -1,0 +1,144 @@
+"""How a generator is trained: every number in one validated record, and the presets in one table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from dpmepf.shared.errors import UsageError
+
+DEFAULT_PRESET = "standard"
+LARGEST_SEED = 2**63 - 1
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise UsageError(f"{name.replace('_', ' ')} is {value}, but has to be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSettings:
+    """Settings of one training run; data (artifact, device, folders) are arguments elsewhere.
+
+    Fields:
+        preset: the row of `PRESETS` that the other numbers started from.
+        steps: number of optimiser steps.
+        batch_size: generated images per step, at least 2 (the repulsion term needs two images of a class).
+        micro_batch_size: images that pass the encoder at a time; None: the whole batch. The gradient is the same.
+        learning_rate: peak learning rate of Adam.
+        warmup_share: share of the steps over which the learning rate rises linearly; then it falls along a cosine.
+        average_decay: decay per step of the moving average of the generator's weights, in [0, 1).
+        gradient_clip: largest norm of the gradient of all parameters together.
+        base_channels: channels of the generator at full resolution.
+        second_convolution: whether each block also convolves after enlarging (three times the arithmetic).
+        latent_dimension: length of the generator's random input.
+        mean_memory: share of the previous estimate in the moving average of each class's generated mean features
+            that images are repelled from, in [0, 1); 0: only the batch itself.
+        layer_weights: weight of each feature segment's squared distance; empty: 1 for every segment.
+        seed: of initial weights and latent vectors; everything here is post-processing, so a seed is harmless.
+    """
+
+    preset: str = DEFAULT_PRESET
+    steps: int
+    batch_size: int
+    micro_batch_size: int | None = None
+    learning_rate: float
+    warmup_share: float = 0.05
+    average_decay: float
+    gradient_clip: float = 10.0
+    base_channels: int
+    second_convolution: bool
+    latent_dimension: int = 64
+    mean_memory: float = 0.0
+    layer_weights: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "base_channels", "latent_dimension"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            "micro_batch_size",
+            self.micro_batch_size,
+            "at least 1",
+        )
+        for name in ("learning_rate", "gradient_clip"):
+            number = getattr(self, name)
+            _require(math.isfinite(number) and number > 0, name, number, "above 0 and finite")
+        for name in ("warmup_share", "average_decay", "mean_memory"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
+        for weight in self.layer_weights:
+            _require(math.isfinite(weight) and weight >= 0, "layer_weights", weight, "at least 0 and finite")
+        _require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"0 to {LARGEST_SEED}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of step `step` (from 0): linear warm-up, then half a cosine down to 0."""
+        warmup = math.ceil(self.warmup_share * self.steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        share_done = (step - warmup) / max(self.steps - warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share_done, 1.0)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"layer_weights": list(self.layer_weights)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SynthesisSettings:
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise UsageError(
+                f"stored settings differ in their fields from this version's ({sorted(set(values) ^ known)}): "
+                "begin again with --force"
+            )
+        return cls(**{**values, "layer_weights": tuple(values["layer_weights"])})
+
+
+PRESETS: dict[str, SynthesisSettings] = {
+    settings.preset: settings
+    for settings in (
+        # a look at what will come out, in a minute or two on two cores
+        SynthesisSettings(
+            preset="quick",
+            steps=150,
+            batch_size=100,
+            learning_rate=4e-3,
+            average_decay=0.95,
+            base_channels=32,
+            second_convolution=False,
+        ),
+        # within ten minutes on two cores, embedding included
+        SynthesisSettings(
+            preset="standard",
+            steps=500,
+            batch_size=200,
+            learning_rate=3e-3,
+            average_decay=0.98,
+            base_channels=32,
+            second_convolution=False,
+        ),
+        # for a GPU, or a night on a CPU
+        SynthesisSettings(
+            preset="best",
+            steps=6000,
+            batch_size=1000,
+            micro_batch_size=250,
+            learning_rate=2e-3,
+            average_decay=0.999,
+            base_channels=64,
+            second_convolution=True,
+        ),
+    )
+}
+
+
+def settings_for(preset: str = DEFAULT_PRESET, **overrides: Any) -> SynthesisSettings:
+    """Return the settings of `preset` with the given fields replaced.
+
+    Raises:
+        UsageError: unknown preset, or a value outside its range.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[preset], **overrides)

@@ -1,0 +1,112 @@
+"""What the generator has to match: each class's mean features, estimated from the noisy sums and noisy counts.
+
+Everything here is post-processing of the release and costs no privacy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmepf.shared.errors import DpmepfError
+
+if TYPE_CHECKING:
+    from dpmepf.artifacts.artifact import Artifact
+
+# How much the length of a class's mean features typically differs from the average length over classes, as a share.
+LENGTH_SPREAD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTargets:
+    """Noisy mean features of each class.
+
+    Fields:
+        means: float32 K×D, noisy feature sums divided by `counts`.
+        counts: float64 K, estimated number of records, positive.
+        noise_variance: float64 K, variance of the noise in each coordinate of the class's row of `means`.
+    """
+
+    means: Tensor
+    counts: np.ndarray
+    noise_variance: np.ndarray
+
+    def __post_init__(self) -> None:
+        class_count = self.means.shape[0]
+        if self.counts.shape != (class_count,) or self.noise_variance.shape != (class_count,):
+            raise ValueError(f"{class_count} rows of means need as many counts and variances")
+        if not bool(torch.isfinite(self.means).all()) or not (self.counts > 0).all():
+            raise DpmepfError("the artifact's mean features are not finite: it is damaged, ask for it again")
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """Weight of each class in the objective, float64 K, mean 1: smaller where its mean is mostly noise.
+
+        The squared length of a mean of features is at most 1, that of its noise D·variance; 1/(1 + noise) leaves
+        well-known classes alone and keeps an almost empty class from steering the parameters that all classes share.
+        """
+        weights = 1.0 / (1.0 + self.means.shape[1] * self.noise_variance)
+        return weights / weights.mean()
+
+
+def class_targets(artifact: Artifact) -> ClassTargets:
+    """Return the class means that `artifact` tells of, usable however few records a class has."""
+    sums = artifact.feature_sums()
+    counts = estimated_counts(
+        sums,
+        artifact.counts(),
+        noise_std_features=artifact.noise_std_features,
+        noise_std_counts=artifact.noise_std_counts,
+    )
+    return ClassTargets(
+        means=torch.from_numpy((sums / counts[:, None]).astype(np.float32)),
+        counts=counts,
+        noise_variance=(artifact.noise_std_features / counts) ** 2,
+    )
+
+
+def estimated_counts(
+    sums: np.ndarray, noisy_counts: np.ndarray, *, noise_std_features: float, noise_std_counts: float
+) -> np.ndarray:
+    """Return a positive estimate of each class's number of records from its noisy sum and its noisy count.
+
+    The length of a class's feature sum, which the noise hardly hides, is its count times the length of its mean
+    features, and that length is much the same for every class. So each count is estimated twice, from the noisy count
+    and from the length, and the two are averaged by their precision: with thousands of records the noisy count
+    decides, with a hundred or fewer the length does. Features have norm at most 1, so no count is below the length;
+    and none is below the noise of a count, so that an empty class's mean is bounded noise.
+
+    Args:
+        sums: float64 K×D, noisy feature sums.
+        noisy_counts: float64 K, noisy numbers of records, possibly negative.
+        noise_std_features, noise_std_counts: standard deviation of the noise in one sum coordinate, one count.
+
+    Returns:
+        float64 K, at least 1.
+    """
+    dimension = sums.shape[1]
+    squared_noise_length = dimension * noise_std_features**2
+    lengths = np.sqrt(np.maximum((sums**2).sum(axis=1) - squared_noise_length, 0.0))
+    # Norm of a mean of features: pooled over classes, and at most 1 whatever the noise makes of it.
+    mean_length = float(np.clip(lengths.sum() / max(noisy_counts.sum(), 1.0), 0.1, 1.0))
+
+    # Var ‖s + noise‖² = 4‖s‖²·v + 2D·v² with v the variance of a coordinate; divided by the slope (2‖s‖)².
+    # Below (2D)^(1/4) standard deviations a length drowns in noise and the slope no longer describes it.
+    slope_lengths = np.maximum(lengths, (2.0 * dimension) ** 0.25 * noise_std_features + 1e-12)
+    length_variance = (
+        (LENGTH_SPREAD * lengths) ** 2
+        + noise_std_features**2
+        + squared_noise_length * noise_std_features**2 / (2.0 * slope_lengths**2)
+    )
+    count_precision = 1.0 / max(noise_std_counts, 1e-9) ** 2
+    length_precision = mean_length**2 / np.maximum(length_variance, 1e-18)
+    if len(noisy_counts) == 1:  # the only class's length says nothing that its count did not
+        length_precision = np.zeros(1)
+    estimate = (count_precision * noisy_counts + length_precision * lengths / mean_length) / (
+        count_precision + length_precision
+    )
+    return np.maximum.reduce([estimate, lengths, np.full_like(estimate, max(noise_std_counts, 1.0))])

@@ -1,0 +1,285 @@
+"""Training: Adam on the mean-embedding objective, with a moving average of the weights, resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
+from dpmepf.synthesize.objective import MeanEmbeddingObjective, Segments, segment_feature_weights
+from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.targets import class_targets
+
+if TYPE_CHECKING:
+    from dpmepf.artifacts.artifact import Artifact
+
+FEWEST_IMAGES_PER_CLASS = 4
+RECALIBRATION_BATCHES = 10
+RECALIBRATION_IMAGES = 200
+ADAM_BETAS = (0.5, 0.99)
+
+
+class TrainingError(DpmepfError):
+    """Training cannot go on: the loss is not finite, or a checkpoint does not fit."""
+
+
+class TrainingStopped(DpmepfError):
+    """Training was asked to stop and did so after a complete step."""
+
+    exit_code = 130
+
+
+class FeatureFunction(Protocol):
+    """What training needs of a feature map; `dpmepf.shared.feature_map.FeatureMap` is one."""
+
+    @property
+    def segments(self) -> Segments: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCallbacks:
+    """What the outside hears of and says to a training run.
+
+    Fields:
+        on_start: called once, before the first step.
+        on_step: called after every step.
+        on_snapshot: called every `snapshot_seconds`, when stopped and at the end; the state is between two steps.
+        stop_requested: asked after every step; True ends the run with `TrainingStopped`.
+    """
+
+    on_start: Callable[[GeneratorTraining], None] = lambda training: None
+    on_step: Callable[[GeneratorTraining], None] = lambda training: None
+    on_snapshot: Callable[[GeneratorTraining], None] = lambda training: None
+    stop_requested: Callable[[], bool] = lambda: False
+    snapshot_seconds: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedGenerator:
+    """A generator ready to draw, with the losses of its training, one per step."""
+
+    generator: Generator
+    losses: tuple[float, ...] = field(repr=False)
+    images_per_step: int
+
+
+def train_generator(
+    artifact: Artifact,
+    feature_map: FeatureFunction,
+    settings: SynthesisSettings,
+    *,
+    device: str | torch.device = "cpu",
+    callbacks: TrainingCallbacks | None = None,
+    state: dict[str, Any] | None = None,
+) -> TrainedGenerator:
+    """Train a generator whose images have the class means that `artifact` released.
+
+    Guarantee: post-processing; reads nothing but the artifact, so the release's (ε, δ) is unchanged.
+
+    Args:
+        artifact: the release.
+        feature_map: the one the artifact describes, on `device`.
+        settings: how long and how to train.
+        device: where to train.
+        callbacks: progress, snapshots, a way to stop.
+        state: `GeneratorTraining.state_dict()` of an earlier run with the same settings, to go on from; the result
+            is that of an uninterrupted run.
+
+    Raises:
+        TrainingError: the loss is not finite, or `state` belongs to another generator.
+        TrainingStopped: `callbacks.stop_requested` said so.
+    """
+    callbacks = callbacks or TrainingCallbacks()
+    training = GeneratorTraining(artifact, feature_map, settings, device=device)
+    if state is not None:
+        training.load_state_dict(state)
+    callbacks.on_start(training)
+    last_snapshot = time.monotonic()
+    while training.step < settings.steps:
+        training.run_step()
+        callbacks.on_step(training)
+        stopping = callbacks.stop_requested()
+        if stopping or time.monotonic() - last_snapshot >= callbacks.snapshot_seconds:
+            callbacks.on_snapshot(training)
+            last_snapshot = time.monotonic()
+        if stopping:
+            raise TrainingStopped(f"stopped after step {training.step} of {settings.steps}")
+    callbacks.on_snapshot(training)
+    return TrainedGenerator(
+        generator=training.finished_generator(),
+        losses=tuple(training.losses),
+        images_per_step=training.schedule.images_per_batch,
+    )
+
+
+class GeneratorTraining:
+    """The state of a training run between two steps."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        feature_map: FeatureFunction,
+        settings: SynthesisSettings,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.settings = settings
+        self.device = torch.device(device)
+        self.feature_map = feature_map
+        self.configuration = generator_configuration(artifact, settings)
+        self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
+        self.average = AveragedModel(
+            self.generator, multi_avg_fn=_warmed_up_average(settings.average_decay), use_buffers=True
+        )
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
+        self.objective = MeanEmbeddingObjective(
+            class_targets(artifact),
+            feature_weights=segment_feature_weights(feature_map.segments, settings.layer_weights),
+            mean_memory=settings.mean_memory,
+            device=self.device,
+        )
+        self.random = torch.Generator().manual_seed(settings.seed)
+        self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
+        self.losses: list[float] = []
+
+    @property
+    def step(self) -> int:
+        """Number of completed steps."""
+        return len(self.losses)
+
+    def run_step(self) -> None:
+        """Generate a batch and move the weights once.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are as before the step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(self.step)
+        classes = self.schedule.next_classes(self.random).to(self.device)
+        image_classes = classes.repeat_interleave(self.schedule.images_per_class)
+        latents = torch.randn(len(image_classes), self.settings.latent_dimension, generator=self.random)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device):
+            images = self.generator(latents.to(self.device), image_classes)
+            loss = self.objective.backward(
+                images, classes, self.feature_map, micro_batch_size=self.settings.micro_batch_size
+            )
+        norm = float(nn.utils.clip_grad_norm_(self.generator.parameters(), self.settings.gradient_clip))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingError(
+                f"the loss is no longer finite at step {self.step + 1}: begin again with --force and a --learning-rate "
+                f"below {self.settings.learning_rate:g}"
+            )
+        self.optimizer.step()
+        self.average.update_parameters(self.generator)
+        self.losses.append(loss)
+
+    def averaged_generator(self) -> Generator:
+        """Return the averaged generator itself, in evaluation mode, with averaged batch-norm statistics: a preview."""
+        module: Generator = self.average.module.eval()  # type: ignore[assignment]
+        return module
+
+    def finished_generator(self) -> Generator:
+        """Return a copy of the averaged generator with batch-norm statistics measured for it."""
+        generator = build_generator(self.configuration, seed=self.settings.seed, device=self.device)
+        generator.load_state_dict(self.average.module.state_dict())
+        random = torch.Generator().manual_seed(self.settings.seed)
+        with autocast(self.device):
+            generator.recalibrate(batches=RECALIBRATION_BATCHES, images_per_batch=RECALIBRATION_IMAGES, random=random)
+        return generator.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything later steps depend on: tensors, numbers and lists only."""
+        return {
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "random": self.random.get_state(),
+            "waiting_classes": self.schedule.waiting,
+            "losses": self.losses,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a run with the same settings; `steps` may differ.
+
+        Raises:
+            TrainingError: the state belongs to another generator.
+        """
+        try:
+            self.generator.load_state_dict(state["generator"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.objective.load_state_dict(state["objective"])
+            self.random.set_state(state["random"])
+            self.schedule.waiting = state["waiting_classes"]
+            self.losses = list(state["losses"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise TrainingError("the checkpoint does not fit this artifact: begin again with --force") from error
+
+
+class ClassSchedule:
+    """Which classes a batch holds, equally many images of each.
+
+    Every class if the batch has room for a few images of each; otherwise the classes take turns, each appearing once
+    before any appears again.
+    """
+
+    def __init__(self, class_count: int, batch_size: int) -> None:
+        self.class_count = class_count
+        self.images_per_class = min(max(FEWEST_IMAGES_PER_CLASS, batch_size // class_count), batch_size)
+        self.classes_per_batch = min(class_count, batch_size // self.images_per_class)
+        self.waiting = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def images_per_batch(self) -> int:
+        """Number of images in every batch: the batch size, rounded down to full classes."""
+        return self.images_per_class * self.classes_per_batch
+
+    def next_classes(self, random: torch.Generator) -> Tensor:
+        """Return int64 classes_per_batch distinct classes."""
+        if self.classes_per_batch == self.class_count:
+            return torch.arange(self.class_count)
+        if len(self.waiting) < self.classes_per_batch:
+            order = torch.randperm(self.class_count, generator=random)
+            still_waiting = torch.isin(order, self.waiting)  # last in the new round: never twice in a batch
+            self.waiting = torch.cat([self.waiting, order[~still_waiting], order[still_waiting]])
+        chosen, self.waiting = self.waiting.split([self.classes_per_batch, len(self.waiting) - self.classes_per_batch])
+        return chosen
+
+
+def generator_configuration(artifact: Artifact, settings: SynthesisSettings) -> GeneratorConfiguration:
+    """Return the shape of the generator for `artifact`'s images."""
+    return GeneratorConfiguration(
+        class_count=len(artifact.classes),
+        resolution=artifact.feature_map.resolution,
+        channels=artifact.feature_map.channels,
+        base_channels=settings.base_channels,
+        second_convolution=settings.second_convolution,
+        latent_dimension=settings.latent_dimension,
+    )
+
+
+def _warmed_up_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """A moving average whose memory grows with the number of steps, so that a short run forgets its beginning."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor | int) -> None:
+        share = 1.0 - min(decay, (1.0 + int(count)) / (10.0 + int(count)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, share)
+        else:  # counters
+            torch._foreach_copy_(averages, currents)
+
+    return update

@@ -1,0 +1,20 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with MNIST, CIFAR-10 and Tiny ImageNet beside this checkout; the test is skipped without it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the image data in ../shared/data, which this machine does not have")
+    return SHARED_DATA

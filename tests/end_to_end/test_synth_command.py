@@ -1,0 +1,268 @@
+"""`dpmepf-synth` as a user meets it: a folder with everything, or one sentence and nothing that looks finished."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.ledger import plan_release
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
+from dpmepf.synthesize import sampling, training
+from dpmepf.synthesize.command import main
+from dpmepf.synthesize.generator import load_generator
+
+CLASSES = ("0", "T-shirt_top")
+QUICK = ("--steps", 3, "--batch-size", 4, "--samples", 5, "--device", "cpu")
+FILES = {
+    "checkpoint.pt",
+    "curve.png",
+    "generator.json",
+    "generator.safetensors",
+    "preview.png",
+    "report.html",
+    "run.json",
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with the built-in encoder, as the custodian's side writes it; its images are random."""
+    description = describe_feature_map(resolution=28, channels=1)
+    feature_map = build_feature_map(description)
+    ledger = plan_release(
+        epsilon=2.0,
+        delta=1e-5,
+        relation=NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        feature_dimension=feature_map.dimension,
+        class_count=len(CLASSES),
+        non_negative_features=True,
+        dataset_name="random <b>images</b>",
+    )
+    with torch.no_grad():
+        images = torch.rand(len(CLASSES), 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        sums = 300 * feature_map(images).double().numpy()
+    random, step = np.random.default_rng(0), 2.0**ledger.coarsening_exponent
+    noisy_sums = sums * 2.0**ledger.lattice_exponent + ledger.sigma * random.standard_normal(sums.shape)
+    noisy_counts = np.array([300.0, 100.0]) * ledger.count_weight_lattice
+    path = tmp_path_factory.mktemp("release") / "artifact.h5"
+    write_artifact(
+        path,
+        Artifact(
+            noisy_sums=np.rint(noisy_sums / step).astype(np.int64),
+            noisy_counts=np.rint(noisy_counts / step).astype(np.int64),
+            classes=CLASSES,
+            feature_map=description,
+            ledger=ledger,
+        ),
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def recalibrate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RECALIBRATION_IMAGES", 8)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_sentence(result: Result, exit_code: int, *words: str) -> None:
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last
+
+
+def test_a_run_leaves_everything_that_is_promised(artifact: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run(artifact, "--output", output, "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in output.iterdir()} == FILES | {"images"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    counted = {path.name: len(list(path.iterdir())) for path in (output / "images").iterdir()}
+    assert counted == {"0": 4, "T-shirt_top": 1}  # 300 and 100 records
+    with Image.open(output / "images" / "0" / "000003.png") as picture:
+        assert (picture.size, picture.mode) == ((28, 28), "L")
+
+    record = json.loads(result.stdout)
+    assert record == json.loads((output / "run.json").read_text("utf-8"))
+    assert record["artifact"]["sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
+    assert (record["artifact"]["epsilon"], record["artifact"]["delta"]) == (2.0, 1e-5)
+    assert record["settings"]["steps"] == len(record["losses"]["every_step"]) == 3
+    assert record["output"] == {"format": "folder", "images": 5}
+    generator, classes = load_generator(output)
+    assert classes == CLASSES
+    assert generator.configuration.resolution == 28
+
+    for name in ("preview.png", "curve.png", "report.html", "images"):
+        assert name in result.stderr
+    assert "(ε = 2, δ = 1e-05)-differentially private" in result.stderr
+    assert "random &lt;b&gt;images" in (output / "report.html").read_text("utf-8")
+
+
+def test_npz_is_what_dpimagebench_reads(artifact: Path, tmp_path: Path) -> None:
+    result = run(artifact, "--output", tmp_path / "out", "--format", "npz", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"gen.npz"}
+    with np.load(tmp_path / "out" / "gen.npz") as archive:
+        assert archive["x"].shape == (5, 1, 28, 28)
+        assert archive["x"].dtype == np.float32
+        assert archive["y"].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_ctrl_c_keeps_a_checkpoint_from_which_resume_reaches_the_same_result(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(artifact, "--output", tmp_path / "whole", "--seed", 3, *QUICK).exit_code == 0
+    run_step = training.GeneratorTraining.run_step
+
+    def step_and_interrupt(state: training.GeneratorTraining) -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # noticed during the step, which is finished first
+        run_step(state)
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(training.GeneratorTraining, "run_step", step_and_interrupt)
+        result = run(artifact, "--output", output, "--seed", 3, *QUICK)
+    assert_one_sentence(result, 130, "step 1 of 3", "--resume")
+    assert not output.exists()
+    assert {"checkpoint.pt", "preview.png", "curve.png"} <= {path.name for path in (tmp_path / "out.partial").iterdir()}
+
+    assert_one_sentence(run(artifact, "--output", output, *QUICK), 2, "interrupted run", "--resume", "--force")
+    assert_one_sentence(run(artifact, "--output", output, "--seed", 4, "--resume"), 2, "--seed 3, not 4")
+    result = run(artifact, "--output", output, "--resume", "--samples", 5, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out.partial").exists()
+    whole, resumed = tmp_path / "whole", output
+    assert (whole / "generator.safetensors").read_bytes() == (resumed / "generator.safetensors").read_bytes()
+    for picture in (whole / "images").rglob("*.png"):
+        assert picture.read_bytes() == (resumed / picture.relative_to(whole)).read_bytes()
+
+
+def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(artifact, "--output", output, *QUICK).exit_code == 0
+    weights = (output / "generator.safetensors").read_bytes()
+    assert run(artifact, "--output", output, "--resume", "--format", "npz", "--samples", 2).exit_code == 0
+    assert (output / "generator.safetensors").read_bytes() == weights
+    assert (output / "gen.npz").exists()
+    assert not (output / "images").exists()
+    assert run(artifact, "--output", output, "--resume", "--steps", 4, "--samples", 2).exit_code == 0
+    assert (output / "generator.safetensors").read_bytes() != weights
+    assert len(json.loads((output / "run.json").read_text("utf-8"))["losses"]["every_step"]) == 4
+
+
+def test_an_existing_result_is_kept_unless_forced(artifact: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(artifact, "--output", output, *QUICK).exit_code == 0
+    before = (output / "run.json").read_bytes()
+    assert_one_sentence(run(artifact, "--output", output, *QUICK), 2, "exists", "--force")
+    assert (output / "run.json").read_bytes() == before
+    assert run(artifact, "--output", output, "--force", "--seed", 1, *QUICK).exit_code == 0
+    assert json.loads((output / "run.json").read_bytes())["settings"]["seed"] == 1
+
+
+def test_somebody_elses_folder_survives_even_force(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert_one_sentence(run(artifact, "--output", tmp_path, "--force", *QUICK), 2, "did not write")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_resume_of_another_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:
+    output, other = tmp_path / "out", tmp_path / "other.h5"
+    assert run(artifact, "--output", output, *QUICK).exit_code == 0
+    other.write_bytes(artifact.read_bytes())
+    with h5py.File(other, "r+") as file:
+        file["noisy_counts"][0] += 1
+    assert_one_sentence(run(other, "--output", output, "--resume"), 2, "another artifact")
+
+
+def test_a_full_disk_leaves_a_checkpoint_and_nothing_that_looks_finished(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sampling, "_write_pngs", fail)
+    assert_one_sentence(run(artifact, "--output", tmp_path / "out", *QUICK), 1, "the disk is full")
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial" / "checkpoint.pt").is_file()
+
+
+def test_bad_artifacts_are_refused_in_a_sentence(artifact: Path, tmp_path: Path) -> None:
+    whole = artifact.read_bytes()
+    (tmp_path / "truncated.h5").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["images"] = np.zeros(3)
+    for name in ("truncated.h5", "text.h5", "foreign.h5", "missing.h5"):
+        result = run(tmp_path / name, "--output", tmp_path / "out", *QUICK)
+        assert result.exit_code in (1, 2), name
+        assert_one_sentence(result, result.exit_code)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_claim_that_the_numbers_do_not_support_is_not_repeated(artifact: Path, tmp_path: Path) -> None:
+    forged = tmp_path / "forged.h5"
+    forged.write_bytes(artifact.read_bytes())
+    with h5py.File(forged, "r+") as file:
+        text = file["ledger"][()]
+        claim = text.replace(b'"epsilon": 2.0', b'"epsilon": 1.0')
+        assert claim != text
+        file["ledger"][()] = claim
+    assert_one_sentence(run(forged, "--output", tmp_path / "out", *QUICK), 1, "claims what its numbers do not support")
+
+
+def test_other_encoder_weights_than_the_artifacts_are_refused(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"not weights")
+    result = run(artifact, "--output", tmp_path / "out", "--encoder-weights", tmp_path / "weights.safetensors", *QUICK)
+    assert_one_sentence(result, 1)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--steps", 0),
+        ("--batch-size", 1),
+        ("--samples", 0),
+        ("--learning-rate", 0),
+        ("--learning-rate", "nan"),
+        ("--seed", -1),
+        ("--preset", "fast"),
+        ("--format", "tar"),
+        ("--device", "abacus"),
+        ("--resume", "--force"),
+    ],
+)
+def test_options_outside_their_range_are_usage_errors(
+    arguments: tuple[object, ...], artifact: Path, tmp_path: Path
+) -> None:
+    result = run(artifact, "--output", tmp_path / "out", *arguments)
+    assert_one_sentence(result, 2)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_every_option_explains_itself() -> None:
+    for parameter in main.params:
+        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name

@@ -1,0 +1,72 @@
+"""Small, consistent artifacts for tests, and ways to forge them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.ledger import Ledger, plan_release
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.shared.feature_map import FeatureMapDescription
+
+FEATURE_MAP = FeatureMapDescription(
+    preset="default",
+    encoder="builtin",
+    weights_sha256="0" * 64,
+    layers=("stage1", "stage2"),
+    pooling=4,
+    normalisation="per-layer",
+    moments=(1,),
+    layer_weights=(0.5, 0.5),
+    resolution=32,
+    channels=3,
+    pixel_mean=(0.5, 0.5, 0.5),
+    pixel_std=(0.25, 0.25, 0.25),
+)
+
+
+def example_ledger(**changes: Any) -> Ledger:
+    settings: dict[str, Any] = {
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "relation": NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        "feature_dimension": 48,
+        "class_count": 3,
+        "non_negative_features": True,
+    }
+    return plan_release(**settings | changes)
+
+
+def example_artifact(*, classes: tuple[str, ...] = ("cat", "dog", "Übermut 7"), **changes: Any) -> Artifact:
+    ledger = example_ledger(**{"class_count": len(classes)} | changes)
+    noise = np.random.default_rng(5).normal(0, ledger.sigma / 2**ledger.coarsening_exponent, ledger.coordinates)
+    stored = np.rint(noise).astype(np.int64)
+    split = len(classes) * ledger.feature_dimension
+    return Artifact(
+        noisy_sums=stored[:split].reshape(len(classes), -1),
+        noisy_counts=stored[split:],
+        classes=classes,
+        feature_map=FEATURE_MAP,
+        ledger=ledger,
+    )
+
+
+def replace_text(path: Path, name: str, text: str | bytes) -> None:
+    """Write another text into an artifact, as a forger would."""
+    content = text.encode() if isinstance(text, str) else text
+    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
+        del file[name]
+        file.create_dataset(name, data=np.array(content, dtype=h5py.string_dtype("utf-8", len(content))))
+
+
+def forge_ledger(path: Path, **changes: Any) -> None:
+    """Change fields of the ledger in the file; None drops a field."""
+    with h5py.File(path) as file:
+        fields = json.loads(file["ledger"][()])
+    fields = {name: value for name, value in (fields | changes).items() if value is not None}
+    replace_text(path, "ledger", json.dumps(fields))

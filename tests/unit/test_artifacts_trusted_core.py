@@ -1,0 +1,48 @@
+"""What a reviewer of the trusted core may rely on without reading it: its imports, and that its checks always run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dpmepf.artifacts
+
+FOLDER = Path(dpmepf.artifacts.__file__).parent
+MODULES = sorted(path for path in FOLDER.glob("*.py") if path.read_text().startswith('"""Trusted core'))
+ALLOWED = {
+    *("__future__", "collections.abc", "contextlib", "dataclasses", "enum", "errno", "fractions", "importlib.metadata"),
+    *("io", "json", "math", "os", "pathlib", "platform", "re", "secrets", "statistics", "struct", "typing", "uuid"),
+    *("zlib", "h5py", "mpmath", "numpy", "numpy.typing"),
+    *("dpmepf.shared", "dpmepf.shared.errors", "dpmepf.shared.class_names", "dpmepf.shared.feature_map"),
+}
+
+
+def test_the_trusted_core_is_all_but_the_audits_presentation() -> None:
+    untrusted = {path.name for path in FOLDER.glob("*.py")} - {path.name for path in MODULES}
+    assert untrusted == {"__init__.py", "accountants.py", "audit.py", "audit_command.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_a_trusted_module_imports_only_what_is_listed_and_never_asserts(path: Path) -> None:
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.Assert), "python -O removes asserts"
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
+    trusted = {f"dpmepf.artifacts.{module.stem}" for module in MODULES} | {"dpmepf.artifacts"}
+    assert imported <= ALLOWED | trusted
+
+
+def test_importing_the_package_and_its_accounting_loads_no_console_and_no_torch() -> None:
+    program = (
+        "import sys, dpmepf.artifacts, dpmepf.artifacts.accounting, dpmepf.artifacts.ledger; "
+        "print([name for name in ('click', 'rich', 'torch', 'opacus') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,208 @@
+"""`dpmepf-embed`: what it writes, what it shows, and that nothing private is shown."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from dpmepf.artifacts.audit import audit_artifact
+from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.embed import command
+
+SECRET = "patient-4711"
+IMAGES = 23  # a number that nothing public has
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("private")
+    generator = np.random.default_rng(0)
+    for index in range(IMAGES):
+        path = root / ("healthy", "ill")[index % 2] / f"{SECRET}-{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(path)
+    (root / "unseen").mkdir()
+    return root
+
+
+def run(*arguments: object) -> Result:
+    options = ["--eps", "2", "--batch-size", "16", "--workers", "0", "--device", "cpu"]
+    return CliRunner().invoke(command.main, [*options, *map(str, arguments)])
+
+
+def words(text: str) -> set[str]:
+    return set(text.replace(",", " ").replace(":", " ").replace("(", " ").split())
+
+
+def test_it_writes_an_artifact_whose_every_claim_holds_and_shows_no_private_value(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "artifact.h5"
+    result = run("--data", data, "--output", output, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert audit_artifact(output).valid
+    ledger = read_artifact(output).ledger
+    assert json.loads(result.stdout) == {
+        "artifact": str(output),
+        "epsilon": 2.0,
+        "delta": 1e-6,
+        "relation": "add-or-remove-one",
+        "sigma": ledger.sigma,
+        "sensitivity": ledger.sensitivity,
+        "dimension": 15360,
+        "release_id": ledger.release_id,
+    }
+    assert "treated as public" in result.stderr
+    assert "(2, 1e-06)-differentially private" in result.stderr
+    assert SECRET not in result.output
+    assert not {str(IMAGES), "12", "11"} & words(result.output)  # neither all images nor those of a class
+
+
+def test_a_class_folder_without_images_is_a_class(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "artifact.h5"
+    assert run("--data", data, "--output", output).exit_code == 0
+    artifact = read_artifact(output)
+    assert artifact.classes == ("healthy", "ill", "unseen")
+    assert (artifact.feature_map.resolution, artifact.feature_map.channels) == (28, 1)
+
+
+def test_a_declared_schema_infers_nothing_and_every_option_reaches_the_ledger(data: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("unseen\nill\n\nhealthy\nother\n")
+    output = tmp_path / "artifact.h5"
+    result = run(
+        *("--data", data, "--classes", f"@{names}", "--resolution", 32, "--channels", 3, "--strict"),
+        *("--delta", 1e-5, "--relation", "replace-one", "--dataset", "clinic", "--features", "two-moments"),
+        *("--output", output),
+    )
+    assert result.exit_code == 0, result.stderr
+    artifact = read_artifact(output)
+    assert artifact.classes == ("unseen", "ill", "healthy", "other")
+    assert (artifact.feature_map.resolution, artifact.feature_map.channels) == (32, 3)
+    assert artifact.feature_map.moments == (1, 2)
+    ledger = artifact.ledger
+    assert (ledger.delta, ledger.relation.value, ledger.dataset_name) == (1e-5, "replace-one", "clinic")
+    assert ledger.inferred_schema == ()
+    assert "Warning" not in result.stderr
+
+
+def test_strict_refuses_to_infer(data: Path, tmp_path: Path) -> None:
+    result = run("--data", data, "--strict", "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 2
+    assert "--strict" in result.stderr
+
+
+def test_a_dry_run_shows_the_noise_and_reads_no_image(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_image(*_: object, **__: object) -> None:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(command, "infer_schema", no_image)
+    monkeypatch.setattr(command, "embed_images", no_image)
+    monkeypatch.chdir(tmp_path)
+    result = run("--data", data, "--dry-run", "--records", 60000, "--json")
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    sigma_features = shown["sigma"] / 2**24
+    assert shown["noise_to_signal"] == pytest.approx(sigma_features * np.sqrt(15360) / 20000)
+    assert "60,000 images" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_needs_no_data_when_the_classes_are_declared() -> None:
+    result = run("--dry-run", "--records", 1000, "--classes", "10")
+    assert result.exit_code == 0, result.stderr
+    assert "10 classes × 15,360 features" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("--records", 5), ("--dry-run", "--records", 5), ()])
+def test_half_a_request_is_a_usage_error(arguments: tuple[object, ...], tmp_path: Path) -> None:
+    result = run(*arguments, "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+
+
+def test_skipping_warns_without_number_or_name(data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    for name in ("a", "b", "c"):
+        (broken / "ill").mkdir(parents=True, exist_ok=True)
+        (broken / "ill" / f"{SECRET}-{name}.png").write_bytes(b"no image")
+    good = next((data / "ill").iterdir())
+    (broken / "ill" / "good.png").write_bytes(good.read_bytes())
+    output = tmp_path / "artifact.h5"
+    result = run("--data", broken, "--output", output, "--skip-unreadable")
+    assert result.exit_code == 0, result.stderr
+    assert "some images could not be decoded" in result.stderr
+    assert SECRET not in result.output and "3" not in words(result.stderr)
+
+
+def test_listing_unreadable_images_writes_a_private_file_and_releases_nothing(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{SECRET}.png").write_bytes(b"no image")
+    listing, output = tmp_path / "bad.txt", tmp_path / "artifact.h5"
+    result = run("--data", tmp_path / "data", "--output", output, "--list-unreadable", listing)
+    assert result.exit_code == 0, result.stderr
+    assert f"{SECRET}.png" in listing.read_text()
+    assert listing.stat().st_mode & 0o077 == 0
+    assert SECRET not in result.output
+    assert not output.exists()
+
+
+def test_the_live_bar_is_for_a_terminal_and_leaves_no_count_behind(data: Path, tmp_path: Path) -> None:
+    shown, terminal = os.openpty()
+    command_line = [sys.executable, "-m", "dpmepf.embed", "--data", data, "--eps", "2", "--workers", "0"]
+    process = subprocess.Popen(
+        [*command_line, "--batch-size", "16", "--output", tmp_path / "artifact.h5"],
+        stderr=terminal,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150"},
+    )
+    os.close(terminal)
+    text = read_to_the_end(shown)
+    assert process.wait() == 0
+    last_erased = text.rindex("\x1b[2K")
+    assert f"/{IMAGES}" in text[:last_erased]
+    assert f"/{IMAGES}" not in text[last_erased:]
+    assert "Released once" in text[last_erased:]
+
+
+def read_to_the_end(terminal: int) -> str:
+    parts = []
+    with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
+        while part := os.read(terminal, 65536):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
+
+
+def test_ctrl_c_writes_nothing_and_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "embed_images", interrupted)
+    result = run("--data", data, "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 130
+    assert "nothing was released and nothing was written" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_has_help() -> None:
+    options = [parameter for parameter in command.main.params if isinstance(parameter, click.Option)]
+    assert len(options) >= 22
+    assert all(option.help for option in options)
+
+
+def test_there_is_no_option_to_seed_or_to_leave_out_the_noise() -> None:
+    names = " ".join(name for parameter in command.main.params for name in parameter.opts)
+    assert "seed" not in names and "noise" not in names
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    shown = subprocess.run([sys.executable, "-m", "dpmepf.embed", "--help"], capture_output=True, text=True, check=True)
+    assert "dpmepf-embed" in shown.stdout and "--eps" in shown.stdout

@@ -1,0 +1,212 @@
+"""The feature map: what both sides must compute identically."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map import (
+    PRESETS,
+    FeatureMapDescription,
+    FeatureMapError,
+    _pool,
+    build_feature_map,
+    describe_feature_map,
+)
+
+
+def images(count: int, channels: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("resolution", [28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_default_features_have_15360_coordinates_at_every_size(resolution: int, channels: int) -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=resolution, channels=channels))
+    assert feature_map.dimension == 15_360
+    assert feature_map(images(2, channels, resolution)).shape == (2, 15_360)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_row_has_norm_one_and_no_negative_coordinate(preset: str) -> None:
+    feature_map = build_feature_map(describe_feature_map(preset=preset, resolution=32, channels=3))
+    features = feature_map(images(5, 3, 32))
+    assert feature_map.non_negative and features.min() >= 0
+    assert torch.allclose(features.norm(dim=1), torch.ones(5), atol=1e-6)
+
+
+def test_each_layer_has_the_same_share_of_the_squared_norm() -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
+    features = feature_map(images(3, 3, 32)).double()
+    for _, _, start, stop in feature_map.segments:
+        assert torch.allclose(features[:, start:stop].square().sum(dim=1), torch.full((3,), 1 / 8).double(), atol=1e-6)
+
+
+def test_second_moments_are_the_pooled_squares_of_the_activations() -> None:
+    description = describe_feature_map(preset="two-moments", resolution=32, channels=3)
+    feature_map = build_feature_map(description)
+    assert feature_map.dimension == 2 * 15_360
+    batch = images(2, 3, 32)
+    activation = dict(feature_map._activations(batch))[description.layers[-1]]  # 4×4 positions: not pooled
+    start, stop = feature_map.segments[-1][2:]
+    squares = activation.square().flatten(1)
+    expected = squares / squares.norm(dim=1, keepdim=True) * math.sqrt(1 / 16)
+    assert torch.allclose(feature_map(batch)[:, start:stop], expected, atol=1e-6)
+
+
+def test_uint8_and_float_images_give_the_same_features() -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
+    batch = images(2, 3, 32)
+    assert torch.equal(feature_map(batch), feature_map(batch.float() / 255))
+
+
+def test_no_image_influences_the_features_of_another() -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3)).train()
+    first, second = images(4, 3, 32), images(4, 3, 32)
+    second[1] = first[1]
+    assert torch.equal(feature_map(first)[1], feature_map(second)[1])
+
+
+def test_features_can_be_differentiated_with_respect_to_the_image() -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=28, channels=1))
+    batch = torch.rand(2, 1, 28, 28, requires_grad=True)
+    feature_map(batch)[:, ::2].sum().backward()
+    assert batch.grad is not None and batch.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in feature_map.parameters())
+
+
+def test_the_gradient_of_pooling_is_that_of_average_pooling() -> None:
+    activation = torch.rand(2, 3, 8, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: _pool(x, 4), activation)
+
+
+def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    feature_map = build_feature_map(description)
+    encoder, _ = load_encoder("builtin")
+    unfolded = create_feature_extractor(encoder, return_nodes=list(description.layers))
+    batch = torch.rand(2, 3, 32, 32)
+    expected = unfolded((batch - feature_map.pixel_mean) / feature_map.pixel_std)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in feature_map.modules())
+    for layer, activation in feature_map._activations(batch):
+        assert torch.allclose(activation, expected[layer], rtol=1e-4, atol=1e-4)
+
+
+def test_description_survives_json_unchanged() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    assert FeatureMapDescription.from_json(description.to_json()) == description
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("encoder", "../evil"),
+        ("encoder", 3),
+        ("weights_sha256", "ab"),
+        ("layers", []),
+        ("layers", ["stage1.2"] * 8),
+        ("layers", ["a b"] * 8),
+        ("pooling", 0),
+        ("pooling", True),
+        ("normalisation", "none"),
+        ("moments", [3]),
+        ("layer_weights", [1.0]),
+        ("layer_weights", [float("nan")] * 8),
+        ("resolution", 33),
+        ("channels", 2),
+        ("pixel_std", [0.0, 0.0, 0.0]),
+        ("pixel_mean", [float("inf"), 0.0, 0.0]),
+        ("preset", "\x1b[31m"),
+    ],
+)
+def test_a_malformed_description_is_refused_by_the_name_of_its_field(field: str, value: object) -> None:
+    data = json.loads(describe_feature_map(resolution=32, channels=3).to_json())
+    data[field] = value
+    with pytest.raises(FeatureMapError, match=field):
+        FeatureMapDescription.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000])
+def test_a_description_that_is_no_description_is_refused(text: str) -> None:
+    with pytest.raises(FeatureMapError):
+        FeatureMapDescription.from_json(text)
+
+
+def test_weights_with_another_sha256_are_refused() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    with pytest.raises(EncoderWeightsError, match="SHA-256"):
+        build_feature_map(dataclasses.replace(description, weights_sha256="0" * 64))
+
+
+def test_a_layer_that_the_encoder_lacks_is_refused() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    layers = (*description.layers[:-1], "stage9.9")
+    with pytest.raises(FeatureMapError, match="lacks a layer"):
+        build_feature_map(dataclasses.replace(description, layers=layers))
+
+
+@pytest.mark.parametrize("arguments", [{"preset": "x"}, {"resolution": 33}, {"channels": 4}, {"encoder": "nonesuch"}])
+def test_unknown_presets_sizes_and_encoders_are_usage_errors(arguments: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        describe_feature_map(**({"resolution": 32, "channels": 3} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "non_negative"), [("resnet18", True), ("convnext_tiny", False)])
+def test_torchvision_classifiers_work_by_name_with_a_weights_file(
+    name: str, non_negative: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{name}.pth"
+    torch.save(get_model(name, weights=None).state_dict(), file)
+    description = describe_feature_map(encoder=name, resolution=32, channels=3, weights_file=file)
+    assert description.weights_sha256 == file_sha256(file)
+    feature_map = build_feature_map(description, weights_file=file)
+    assert feature_map.non_negative is non_negative
+    assert feature_map(images(2, 3, 32)).norm(dim=1).max() <= 1 + 1e-6
+
+
+def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path) -> None:
+    file = tmp_path / "vgg11.pth"
+    torch.save(get_model("vgg11", weights=None).state_dict(), file)
+    with pytest.raises(UsageError, match="larger --resolution"):
+        build_feature_map(
+            describe_feature_map(encoder="vgg11", resolution=28, channels=1, weights_file=file), weights_file=file
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_damaged_weights_file_is_one_sentence(content: bytes, suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"weights{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(EncoderWeightsError, match="does not hold weights"):
+        load_encoder("builtin", file)
+
+
+def test_weights_that_are_nowhere_say_how_to_carry_them_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*arguments: object, **keywords: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(EncoderWeightsError, match="--encoder-weights vgg19"):
+        load_encoder("vgg19")
+
+
+def test_the_packaged_weights_are_float16_and_at_most_8_mib() -> None:
+    assert BUILTIN_WEIGHTS.stat().st_size <= 8 * 2**20
+
+
+def test_the_model_card_names_the_packaged_weights() -> None:
+    card = (BUILTIN_WEIGHTS.parent / "MODEL_CARD.md").read_text()
+    assert file_sha256(BUILTIN_WEIGHTS) in card

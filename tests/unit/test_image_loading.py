@@ -1,0 +1,266 @@
+"""Batches are the same for every number of workers and start method; what goes wrong is one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpmepf.shared import image_loading
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_errors import UnreadableImageError, WorkerDiedError
+from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.image_workers import default_workers, map_ranges, usable_cores
+
+FORMS = ("folder", "zip", "npz", "npz that fits")
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_loading, "_RANGE", 4)
+
+
+def make_source(root: Path, form: str, *, count: int = 23, public: bool = False):
+    side = 28 if form == "npz that fits" else 20
+    images = np.random.default_rng(3).integers(0, 256, (count, side, side, 3), np.uint8)
+    labels = np.arange(count) * 3 // count
+    if form.startswith("npz"):
+        np.savez(root / "d.npz", x=images, y=labels)
+        return open_images(root / "d.npz", classes=("0", "1", "2"), public=public)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (root / "d" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(root / "d" / str(label) / f"{index:03}.png")
+    if form == "folder":
+        return open_images(root / "d", public=public)
+    with zipfile.ZipFile(root / "d.zip", "w") as archive:
+        for path in (root / "d").rglob("*.png"):
+            archive.write(path, path.relative_to(root / "d"))
+    return open_images(root / "d.zip", public=public)
+
+
+def damage(root: Path, *indices: int) -> None:
+    for index in indices:
+        next((root / "d").rglob(f"{index:03}.png")).write_text("this is text")
+
+
+def batches(source, **options):
+    return list(iterate_batches(source, **{"resolution": 28, "channels": 3, "batch_size": 10, "workers": 0} | options))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_hold_every_image_in_order_and_the_last_is_short(tmp_path, form):
+    source = make_source(tmp_path, form)
+    found = batches(source)
+    assert [len(images) for images, _ in found] == [10, 10, 3]
+    for images, labels in found:
+        assert images.shape[1:] == (3, 28, 28)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    assert torch.cat([labels for _, labels in found]).tolist() == source.labels.tolist()
+    alone = [batches(source, batch_size=1)[index][0][0] for index in (0, 11, 22)]
+    together = torch.cat([images for images, _ in found])
+    assert all(torch.equal(one, together[index]) for one, index in zip(alone, (0, 11, 22), strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, form, workers):
+    source = make_source(tmp_path, form)
+    for (images, labels), (expected, expected_labels) in zip(
+        batches(source, workers=workers), batches(source), strict=True
+    ):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, expected_labels)
+
+
+SPAWNING = """
+if __name__ == "__main__":  # a spawned worker imports this file again, and must not come here
+    import hashlib, multiprocessing, sys
+    from pathlib import Path
+    from dpmepf.shared import image_loading
+    from dpmepf.shared.image_sources import open_images
+
+    multiprocessing.set_start_method("spawn")
+    image_loading._RANGE = 4
+    images, _ = image_loading.load_all(open_images(Path(sys.argv[1])), resolution=28, channels=3, workers=2)
+    print(hashlib.sha256(images.numpy().tobytes()).hexdigest(), len(multiprocessing.active_children()))
+"""
+
+
+def test_batches_are_the_same_under_spawn(tmp_path):
+    source = make_source(tmp_path, "zip")
+    (tmp_path / "script.py").write_text(SPAWNING)
+    output = subprocess.check_output([sys.executable, tmp_path / "script.py", tmp_path / "d.zip"], text=True)
+    images, _ = load_all(source, resolution=28, channels=3, workers=0)
+    assert output == hashlib.sha256(images.numpy().tobytes()).hexdigest() + " 0\n"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("public", [False, True])
+def test_a_damaged_image_stops_the_loading_and_only_public_data_are_named(tmp_path, workers, public):
+    source = make_source(tmp_path, "folder", public=public)
+    damage(tmp_path, 13)
+    with pytest.raises(UnreadableImageError) as caught:
+        batches(source, workers=workers)
+    assert caught.value.location.endswith("1/013.png")
+    assert ("013" in str(caught.value)) == public
+    assert (str(tmp_path) in str(caught.value)) == public
+    assert "--skip-unreadable" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipping_leaves_out_damaged_images_and_keeps_the_other_batches_as_they_were(tmp_path, workers):
+    source = make_source(tmp_path, "folder")
+    whole = batches(source)
+    damage(tmp_path, 3, 20, 21, 22)
+    skipped: list[UnreadableImageError] = []
+    found = batches(source, workers=workers, skip_unreadable=True, on_unreadable=skipped.append)
+    assert [len(images) for images, _ in found] == [9, 10]  # the third batch held nothing else
+    assert torch.equal(found[1][0], whole[1][0])
+    assert torch.equal(found[0][0], torch.cat([whole[0][0][:3], whole[0][0][4:]]))
+    assert found[0][1].tolist() == [*whole[0][1][:3], *whole[0][1][4:]]
+    assert [error.location[-7:] for error in skipped] == ["003.png", "020.png", "021.png", "022.png"]
+
+
+def test_an_array_value_out_of_range_is_an_unreadable_image(tmp_path):
+    images = np.random.default_rng(0).random((6, 28, 28), np.float32)
+    images[2, 3, 4], images[5, 0, 0] = np.nan, 1.5
+    np.savez(tmp_path / "a.npz", x=images)
+    source = open_images(tmp_path / "a.npz")
+    with pytest.raises(UnreadableImageError, match=r"leave \[0, 1\]"):
+        batches(source, channels=1)
+    kept, _ = load_all(source, resolution=28, channels=1, skip_unreadable=True)
+    assert np.array_equal(kept[:, 0], np.rint(images[[0, 1, 3, 4]] * 255))
+    places = [error.location.partition(": ")[2] for error in find_unreadable(source)]
+    assert places == ["image 2, counted from 0", "image 5, counted from 0"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_find_unreadable_lists_the_places_and_reasons(tmp_path, workers):
+    source = make_source(tmp_path, "folder")
+    damage(tmp_path, 1, 17)
+    errors = find_unreadable(source, workers=workers)
+    assert [error.location[-9:] for error in errors] == ["0/001.png", "2/017.png"]
+    assert {error.reason for error in errors} == {"it is damaged, or no PNG, JPEG, BMP, WebP or TIFF image"}
+
+
+def test_a_source_of_no_record_gives_no_batch(tmp_path):
+    (tmp_path / "cat").mkdir()
+    source = open_images(tmp_path)
+    assert batches(source, workers=2) == []
+    images, labels = load_all(source, resolution=28, channels=1)
+    assert (images.shape, labels.shape) == ((0, 1, 28, 28), (0,))
+
+
+def test_load_all_equals_the_joined_batches(tmp_path):
+    source = make_source(tmp_path, "zip")
+    images, labels = load_all(source, resolution=32, channels=1)
+    found = batches(source, resolution=32, channels=1)
+    assert torch.equal(images, torch.cat([images for images, _ in found]))
+    assert torch.equal(labels, torch.from_numpy(source.labels))
+
+
+def _die(source, start, stop):
+    if start >= 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return start
+
+
+def test_a_dead_worker_is_one_sentence_and_no_hang(tmp_path):
+    source = make_source(tmp_path, "folder")
+    with pytest.raises(WorkerDiedError, match="--workers"):
+        list(map_ranges(_die, source, [(start, start + 1) for start in range(20)], workers=2))
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_ends_the_workers(tmp_path):
+    iterator = iterate_batches(make_source(tmp_path, "folder"), resolution=28, channels=3, batch_size=4, workers=2)
+    next(iterator)
+    assert len(multiprocessing.active_children()) == 2
+    iterator.close()  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
+WORKING = """
+import os, sys, time
+from pathlib import Path
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.image_workers import map_ranges
+
+def busy(source, start, stop):
+    Path(source.members.root, f"pid-{os.getpid()}").touch()
+    time.sleep(0.02)
+
+for _ in map_ranges(busy, open_images(Path(sys.argv[1])), ((i, i) for i in range(10**6)), workers=2):
+    pass
+"""
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for processes")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_a_main_process_that_is_interrupted_or_killed(tmp_path, signal_number):
+    make_source(tmp_path, "folder", count=3)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKING, tmp_path / "d"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until(lambda: len(list((tmp_path / "d").glob("pid-*"))) == 2)
+    workers = [int(path.name[4:]) for path in (tmp_path / "d").glob("pid-*")]
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal_number)  # as a terminal does it
+    else:
+        process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert errors.count("Traceback") <= 1  # the main process's KeyboardInterrupt; the workers are silent
+    wait_until(lambda: not any(_runs(pid) for pid in workers))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_unusable_settings_are_usage_errors(tmp_path):
+    source = make_source(tmp_path, "folder", count=3)
+    with pytest.raises(UsageError, match="--batch-size"):
+        batches(source, batch_size=0)
+    with pytest.raises(UsageError, match="--workers"):
+        batches(source, workers=-1)
+
+
+def test_by_default_one_core_is_left_to_the_encoder():
+    assert 1 <= default_workers() <= max(1, usable_cores() - 1)
+
+
+def test_mnist_sized_arrays_are_cut_into_batches_at_memory_speed(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((20_000, 28, 28), np.uint8))
+    source = open_images(tmp_path / "a.npz")
+    start = time.process_time()
+    total = sum(len(images) for images, _ in iterate_batches(source, resolution=28, channels=1, batch_size=500))
+    assert total == 20_000
+    assert time.process_time() - start < 1  # the encoder takes some tens of seconds for as many
+
+
+def test_worker_processes_need_no_torch():
+    script = "import sys, dpmepf.shared.image_ranges, dpmepf.shared.image_workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,134 @@
+"""The output folder appears complete or not at all, and nobody else's files are lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
+from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
+
+
+def output_in(tmp_path: Path) -> OutputFolder:
+    return OutputFolder(path=tmp_path / "deep" / "synthetic")
+
+
+def finished(output: OutputFolder, content: str = "old") -> None:
+    folder = output.begin(keep_checkpoint=False)
+    (folder / RUN_FILE).write_text(content)
+    (folder / CHECKPOINT_FILE).write_text("checkpoint " + content)
+    output.finish()
+
+
+def test_the_folder_appears_only_when_finished(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    output.check(resume=False, force=False)
+    folder = output.begin(keep_checkpoint=False)
+    (folder / RUN_FILE).write_text("{}")
+    assert not output.path.exists()
+    output.finish()
+    assert [path.name for path in output.path.iterdir()] == [RUN_FILE]
+    assert [path.name for path in output.path.parent.iterdir()] == ["synthetic"]
+
+
+def test_an_existing_result_is_refused_without_force_and_replaced_with_it(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    with pytest.raises(UsageError, match="replace it with --force"):
+        output.check(resume=False, force=False)
+    output.check(resume=False, force=True)
+    finished(output, "new")
+    assert (output.path / RUN_FILE).read_text() == "new"
+    assert [path.name for path in output.path.parent.iterdir()] == ["synthetic"]
+
+
+def test_a_failed_run_with_force_leaves_the_earlier_result(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    output.begin(keep_checkpoint=False)
+    output.abandon()
+    assert (output.path / RUN_FILE).read_text() == "old"
+    assert not output.partial.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
+def test_somebody_elses_files_are_never_replaced(tmp_path: Path, force: bool, resume: bool) -> None:
+    output = output_in(tmp_path)
+    for folder in (output.path, output.partial):
+        folder.mkdir(parents=True)
+        (folder / "thesis.txt").write_text("years of work")
+        with pytest.raises(UsageError, match="did not write"):
+            output.check(resume=resume, force=force)
+        (folder / "thesis.txt").unlink()
+    output.check(resume=False, force=False)  # an empty folder is nobody's
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_or_link_in_the_way_is_refused(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("file", "link"):
+        with pytest.raises(UsageError, match="not a folder"):
+            OutputFolder(path=tmp_path / name).check(resume=False, force=force)
+
+
+def test_an_interrupted_run_is_refused_unless_resumed_or_forced(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    (output.begin(keep_checkpoint=False) / CHECKPOINT_FILE).write_text("checkpoint")
+    output.abandon()
+    assert output.checkpoint_folder() == output.partial
+    with pytest.raises(UsageError, match="interrupted run"):
+        output.check(resume=False, force=False)
+    output.check(resume=False, force=True)
+    output.check(resume=True, force=False)
+
+
+def test_resuming_keeps_the_checkpoint_and_drops_half_a_data_set(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    folder = output.begin(keep_checkpoint=False)
+    (folder / CHECKPOINT_FILE).write_text("checkpoint")
+    (folder / "images" / "0").mkdir(parents=True)
+    (folder / "images" / "0" / "000000.png").write_text("half")
+    (folder / "gen.npz").write_text("half")
+    assert (output.begin(keep_checkpoint=True) / CHECKPOINT_FILE).read_text() == "checkpoint"
+    assert not (folder / "images").exists()
+    assert not (folder / "gen.npz").exists()
+
+
+def test_a_finished_run_can_be_resumed_from_its_checkpoint(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    output.check(resume=True, force=False)
+    assert output.checkpoint_folder() == output.path
+    assert (output.begin(keep_checkpoint=True) / CHECKPOINT_FILE).read_text() == "checkpoint old"
+    (output.path / CHECKPOINT_FILE).unlink()
+    (output.partial / CHECKPOINT_FILE).unlink()
+    with pytest.raises(UsageError, match=r"no checkpoint\.pt"):
+        output.check(resume=True, force=False)
+
+
+def test_resuming_where_there_is_nothing_begins_anew(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    output.check(resume=True, force=False)
+    assert output.checkpoint_folder() is None
+
+
+def test_a_replaced_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert path.read_text() == "before"
+    with replacing(path) as temporary:
+        temporary.write_text("after")
+    assert path.read_text() == "after"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,194 @@
+"""Images to sums: the same bits for any order and any number of workers, whatever the encoder returns is bounded."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, choose_device, embed_images, plan, sum_images
+from dpmepf.embed.summing import ExactSums
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
+from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.schema import ImageSchema, infer_schema
+
+DIMENSION = 48
+
+
+class StandInFeatures(nn.Module):
+    """Pixels pooled to 4×4 as features; `spoil` may then do to them what a broken encoder would."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor] = lambda features: features) -> None:
+        super().__init__()
+        self.description = describe_feature_map(resolution=32, channels=3)
+        self.dimension = DIMENSION
+        self.non_negative = True
+        self.spoil = spoil
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        features = nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(start_dim=1)
+        return self.spoil(nn.functional.normalize(features, dim=1))
+
+
+def settings(**changes: object) -> EmbedSettings:
+    return EmbedSettings(**{"epsilon": 2.0, "delta": 1e-5, "batch_size": 8, "workers": 0} | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def pixels() -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (21, 32, 32, 3), np.uint8), generator.integers(0, 2, 21)
+
+
+def open_npz(path: Path, images: np.ndarray, labels: np.ndarray) -> ImageSource:
+    np.savez(path, x=images, y=labels)
+    return open_images(path, classes=("a", "b"))
+
+
+@pytest.fixture
+def source(tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]) -> ImageSource:
+    return open_npz(tmp_path / "data.npz", *pixels)
+
+
+def summed(source: ImageSource, feature_map: nn.Module, **changes: object) -> ExactSums:
+    schema = infer_schema(source)
+    sums = sum_images(source, schema=schema, feature_map=feature_map, settings=settings(**changes))  # type: ignore[arg-type]
+    return sums.take()
+
+
+@pytest.fixture(scope="module")
+def builtin() -> FeatureMap:
+    return build_feature_map(describe_feature_map(resolution=32, channels=3))
+
+
+def test_the_builtin_encoders_sums_are_bit_identical_for_any_order_and_any_workers(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray], builtin: FeatureMap
+) -> None:
+    images, labels = pixels
+    expected = summed(open_npz(tmp_path / "0.npz", images, labels), builtin)
+    for seed in (1, 2):
+        order = np.random.default_rng(seed).permutation(len(labels))
+        again = summed(open_npz(tmp_path / f"{seed}.npz", images[order], labels[order]), builtin)
+        assert np.array_equal(again.features, expected.features)
+    folder = tmp_path / "folder"
+    for position, index in enumerate(np.random.default_rng(3).permutation(len(labels))):
+        path = folder / "ab"[labels[index]] / f"{position:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(path)
+    for workers in (0, 1, 2):
+        again = summed(open_images(folder), builtin, workers=workers)
+        assert np.array_equal(again.features, expected.features)
+        assert np.array_equal(again.counts, expected.counts)
+
+
+def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
+    feature_map = StandInFeatures(spoil=lambda features: torch.ones_like(features))
+    sums = summed(source, feature_map)
+    assert feature_map.batches == [8, 8, 8]
+    assert sums.counts.sum() == len(source) == 21
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_encoder_that_fails_on_every_image_adds_counts_but_no_features(source: ImageSource, value: float) -> None:
+    sums = summed(source, StandInFeatures(spoil=lambda features: features * value))
+    assert not sums.features.any()
+    assert sums.counts.sum() == 21
+
+
+@pytest.mark.parametrize("factor", [1e30, -1e30, 3.0])
+def test_an_encoder_that_returns_long_or_negative_features_is_bounded(source: ImageSource, factor: float) -> None:
+    sums = summed(source, StandInFeatures(spoil=lambda features: features * factor))
+    lengths = np.linalg.norm(sums.features / 2.0**26, axis=1)
+    assert (lengths <= sums.counts).all()
+    assert sums.features.min() >= 0
+
+
+def test_half_precision_features_are_taken(source: ImageSource) -> None:
+    sums = summed(source, StandInFeatures(spoil=lambda features: features.to(torch.bfloat16)))
+    assert sums.features.any()
+
+
+def test_a_data_set_without_a_record_is_released_under_a_declared_schema(tmp_path: Path) -> None:
+    source = open_npz(tmp_path / "empty.npz", np.zeros((0, 32, 32, 3), np.uint8), np.zeros(0, np.int64))
+    schema = ImageSchema(classes=("a", "b"), resolution=32, channels=3, inferred=())
+    artifact = embed_images(source, schema=schema, feature_map=StandInFeatures(), settings=settings())  # type: ignore[arg-type]
+    assert artifact.noisy_sums.shape == (2, DIMENSION)
+
+
+def test_the_plan_is_what_is_released_but_for_its_id(source: ImageSource) -> None:
+    feature_map, schema = StandInFeatures(), infer_schema(source)
+    chosen = settings(relation=NeighbouringRelation.REPLACE_ONE, dataset_name="noise")
+    images: list[int] = []
+    noise: list[int] = []
+    artifact = embed_images(
+        source,
+        schema=schema,
+        feature_map=feature_map,  # type: ignore[arg-type]
+        settings=chosen,
+        on_images=images.append,
+        on_noise=noise.append,
+    )
+    planned = plan(schema, feature_map, chosen).to_dict() | {"release_id": artifact.ledger.release_id}  # type: ignore[arg-type]
+    assert artifact.ledger.to_dict() == planned
+    assert artifact.ledger.inferred_schema == ("resolution", "channels")
+    assert images == [8, 8, 5]
+    assert sum(noise) == artifact.ledger.coordinates
+
+
+@pytest.mark.parametrize("changes", [{"epsilon": 1e-13, "delta": 1e-13}, {"epsilon": 1e7}])
+def test_parameters_that_cannot_be_met_stop_before_an_image_is_read(
+    source: ImageSource, changes: dict[str, float]
+) -> None:
+    feature_map = StandInFeatures()
+    with pytest.raises(UsageError):
+        embed_images(
+            source,
+            schema=infer_schema(source),
+            feature_map=feature_map,  # type: ignore[arg-type]
+            settings=settings(**changes),
+        )
+    assert not feature_map.batches
+
+
+def test_running_out_of_memory_names_the_batch_size(source: ImageSource) -> None:
+    def no_memory(features: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(EmbeddingError, match="smaller --batch-size"):
+        summed(source, StandInFeatures(spoil=no_memory))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon": 0.0},
+        {"epsilon": math.nan},
+        {"epsilon": math.inf},
+        {"delta": 0.0},
+        {"delta": 1.0},
+        {"batch_size": 0},
+        {"workers": -1},
+        {"dataset_name": ""},
+        {"dataset_name": "two\nlines"},
+    ],
+)
+def test_settings_out_of_range_are_usage_errors(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        settings(**changes)
+
+
+def test_a_gpu_is_taken_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (choose_device("auto"), choose_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(UsageError, match="no GPU"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (choose_device("auto"), choose_device("cuda")) == ("cuda", "cuda")

@@ -1,0 +1,97 @@
+"""Training of the built-in encoder: splits, augmentation, resuming, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from dpmepf.shared.encoders import load_encoder
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.pretraining import (
+    PretrainingProgress,
+    PretrainingSettings,
+    augment,
+    held_out_accuracy,
+    pretrain_encoder,
+    split_held_out,
+)
+from dpmepf.shared.pretraining_command import main
+
+SETTINGS = PretrainingSettings(epochs=2, resolutions=(8, 16), batch_size=8)
+
+
+def two_colours(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 60, (count, 3, 16, 16), dtype=torch.uint8)
+    images[labels == 1] += 150
+    return images, labels
+
+
+def test_every_twentieth_image_of_each_class_is_held_out() -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20)
+    training, held_out = split_held_out(labels, 0.05)
+    assert held_out.tolist() == [0, 20, 40]
+    assert sorted(training.tolist() + held_out.tolist()) == list(range(60))
+
+
+def test_augmentation_is_reproducible_and_changes_each_image_on_its_own() -> None:
+    batch = torch.rand(1, 3, 16, 16).repeat(4, 1, 1, 1)
+    first = augment(batch, SETTINGS, torch.Generator().manual_seed(3))
+    assert torch.equal(first, augment(batch, SETTINGS, torch.Generator().manual_seed(3)))
+    assert first.shape == batch.shape
+    assert not torch.equal(first[0], first[1])
+
+
+def test_training_learns_and_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    images, labels = two_colours(64)
+    whole = pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "whole")
+    assert held_out_accuracy(whole, images, labels) > 0.9
+
+    def interrupt(progress: PretrainingProgress) -> None:
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "part", report=interrupt)
+    resumed = pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "part")
+    for name, tensor in whole.state_dict().items():
+        assert torch.allclose(tensor, resumed.state_dict()[name], atol=1e-6), name
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    images, labels = two_colours(16)
+    short = PretrainingSettings(epochs=1, resolutions=(8,), batch_size=8)
+    pretrain_encoder(images, labels, 2, short, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="other settings"):
+        pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def public_folder(tmp_path: Path) -> Path:
+    for index in range(200):  # 200 classes, as the built-in encoder has
+        folder = tmp_path / "public" / f"class{index:03d}"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            pixels = np.full((32, 32, 3), (index + 7 * number) % 256, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "public"
+
+
+def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "encoder.safetensors"
+    arguments = ["--data", public_folder, "--output", output, "--epochs", 1, "--resolutions", "8,16", "--batch-size", 50]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    reported = json.loads(result.stdout)
+    encoder, sha256 = load_encoder("builtin", output)
+    assert sha256 == reported["sha256"] and reported["classes"] == 200
+    assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, 200)
+    assert not output.with_name(output.name + ".checkpoint").exists()
+    again = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert again.exit_code == 2 and "--force" in again.stderr

@@ -1,0 +1,67 @@
+"""Settings are validated where they are made, and the presets are ordered as their names say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 1),
+        ("micro_batch_size", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("warmup_share", 1.0),
+        ("average_decay", 1.0),
+        ("average_decay", -0.1),
+        ("gradient_clip", 0.0),
+        ("mean_memory", 1.0),
+        ("layer_weights", (1.0, -1.0)),
+        ("base_channels", 0),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_a_value_outside_its_range_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field.replace("_", " ")):
+        settings_for("quick", **{field: value})
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="quick, standard, best"):
+        settings_for("fast")
+
+
+def test_presets_draw_more_images_from_quick_to_best() -> None:
+    images = [PRESETS[name].steps * PRESETS[name].batch_size for name in ("quick", "standard", "best")]
+    assert images == sorted(images)
+    assert all(name == settings.preset for name, settings in PRESETS.items())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_zero_early(steps: int) -> None:
+    settings = settings_for("quick", steps=steps, learning_rate=1.0)
+    rates = [settings.learning_rate_at(step) for step in range(steps)]
+    peak = rates.index(max(rates))
+    assert max(rates) == 1.0
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert min(rates) > 0
+
+
+def test_settings_survive_being_stored() -> None:
+    settings = settings_for("best", layer_weights=(1.0, 0.5), seed=7)
+    assert SynthesisSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_settings_of_another_version_are_refused_in_a_sentence() -> None:
+    with pytest.raises(UsageError, match="begin again with --force"):
+        SynthesisSettings.from_dict({**settings_for("quick").to_dict(), "later_field": 1})

@@ -1,0 +1,142 @@
+"""`ClassSums`: exact, order-free, bounded by itself, handed over once."""
+
+import numpy as np
+import pytest
+
+from dpmepf.artifacts.sensitivity import lattice_exponent
+from dpmepf.embed.bounding import bound_records
+from dpmepf.embed.summing import ClassSums, SummingError
+
+CLASSES, DIMENSION = 4, 37
+
+
+def records(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    features = generator.standard_normal((count, DIMENSION)).astype(np.float32)
+    return features / np.linalg.norm(features, axis=1, keepdims=True), generator.integers(0, CLASSES, count)
+
+
+def new_sums(*, non_negative: bool = False) -> ClassSums:
+    return ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=non_negative)
+
+
+def test_sums_are_the_integer_sums_of_the_bounded_rows() -> None:
+    features, labels = records(100)
+    features[3] *= 100
+    sums = new_sums()
+    sums.add(features, labels)
+    taken = sums.take()
+    rows = bound_records(features, lattice_exponent=lattice_exponent(DIMENSION), non_negative=False)
+    for label in range(CLASSES):
+        expected = [sum(column) for column in zip(*rows[labels == label].tolist(), strict=True)]
+        assert taken.features[label].tolist() == expected
+    assert taken.counts.tolist() == np.bincount(labels, minlength=CLASSES).tolist()
+
+
+def test_sums_do_not_depend_on_order_batches_or_workers() -> None:
+    features, labels = records(101)
+    at_once = new_sums()
+    at_once.add(features, labels)
+    expected = at_once.take()
+
+    order = np.random.default_rng(1).permutation(len(labels))
+    pieces = [new_sums(), new_sums(), new_sums()]
+    for position, batch in enumerate(np.array_split(order, 17)):
+        pieces[position % 3].add(features[batch], labels[batch])
+    pieces[0].merge(pieces[1])
+    pieces[0].merge(pieces[2])
+    merged = pieces[0].take()
+    assert np.array_equal(merged.features, expected.features)
+    assert np.array_equal(merged.counts, expected.counts)
+
+
+def test_no_record_leaves_zeros() -> None:
+    sums = new_sums()
+    sums.add(np.zeros((0, DIMENSION), dtype=np.float32), np.zeros(0, dtype=np.int64))
+    taken = sums.take()
+    assert not taken.features.any() and not taken.counts.any()
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 2**40])
+def test_a_label_outside_the_declared_classes_is_refused_and_nothing_is_added(label: int) -> None:
+    features, _ = records(3)
+    sums = new_sums()
+    with pytest.raises(SummingError, match="outside 0 to 3"):
+        sums.add(features, np.array([0, 1, label]))
+    assert not sums.take().counts.any()
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2, dtype=np.int64), np.zeros((3, 1), dtype=np.int64), np.zeros(3)])
+def test_labels_must_be_one_integer_for_each_record(labels: np.ndarray) -> None:
+    with pytest.raises(SummingError, match="labels must be"):
+        new_sums().add(records(3)[0], labels)
+
+
+def test_features_of_another_dimension_are_refused() -> None:
+    with pytest.raises(SummingError, match="37 columns"):
+        new_sums().add(np.zeros((2, 36), dtype=np.float32), np.zeros(2, dtype=np.int64))
+
+
+def test_unsigned_labels_are_counted_as_well() -> None:
+    features, labels = records(5)
+    sums = new_sums()
+    sums.add(features, labels.astype(np.uint8))
+    assert sums.take().counts.sum() == 5
+
+
+def test_sums_are_handed_over_once() -> None:
+    sums = new_sums()
+    sums.add(*records(3))
+    sums.take()
+    for use_again in (sums.take, lambda: sums.add(*records(3)), lambda: sums.merge(new_sums())):
+        with pytest.raises(SummingError, match="released already"):
+            use_again()
+
+
+def test_merging_empties_the_other_so_that_no_record_is_released_twice() -> None:
+    first, second = new_sums(), new_sums()
+    second.add(*records(3))
+    first.merge(second)
+    with pytest.raises(SummingError, match="released already"):
+        second.take()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ClassSums(class_count=CLASSES + 1, dimension=DIMENSION, non_negative=False),
+        ClassSums(class_count=CLASSES, dimension=DIMENSION + 1, non_negative=False),
+        ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=True),
+    ],
+)
+def test_sums_of_another_shape_are_not_merged(other: ClassSums) -> None:
+    with pytest.raises(SummingError, match="cannot be merged"):
+        new_sums().merge(other)
+
+
+def test_sums_are_not_merged_with_themselves() -> None:
+    sums = new_sums()
+    with pytest.raises(SummingError, match="themselves"):
+        sums.merge(sums)
+
+
+def test_more_records_than_int64_can_hold_are_refused_before_anything_overflows() -> None:
+    sums = new_sums()
+    assert sums.max_records * 2**sums.lattice_exponent == 2**62
+    sums.max_records = 5
+    sums.add(*records(5))
+    with pytest.raises(SummingError, match="64-bit"):
+        sums.add(*records(1))
+    assert sums.take().counts.sum() == 5
+
+
+def test_the_accumulator_shows_no_private_value_when_printed() -> None:
+    sums = new_sums()
+    sums.add(*records(12))
+    assert repr(sums) == "ClassSums(class_count=4, dimension=37)"
+
+
+@pytest.mark.parametrize(("classes", "dimension"), [(0, 3), (3, 0)])
+def test_an_empty_shape_is_refused(classes: int, dimension: int) -> None:
+    with pytest.raises(SummingError, match="at least one class"):
+        ClassSums(class_count=classes, dimension=dimension, non_negative=False)

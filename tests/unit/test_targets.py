@@ -1,0 +1,80 @@
+"""Class means from noisy sums and noisy counts stay usable however few records a class has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from synthesis_stand_ins import StandInRelease
+
+from dpmepf.shared.errors import DpmepfError
+from dpmepf.synthesize.targets import ClassTargets, class_targets, estimated_counts
+
+DIMENSION = 400
+
+
+def noisy_release(counts: list[int], *, noise_std: float, seed: int = 0) -> StandInRelease:
+    """Classes whose mean features have norms within 3 % of 0.9, and noise as a release has it."""
+    random = np.random.default_rng(seed)
+    directions = random.random((len(counts), DIMENSION))
+    norms = 0.9 * (1 + 0.03 * random.standard_normal(len(counts)))
+    means = directions / np.linalg.norm(directions, axis=1, keepdims=True) * norms[:, None]
+    sums = np.array(counts)[:, None] * means + noise_std * random.standard_normal(means.shape)
+    return StandInRelease(
+        sums=sums,
+        noisy_counts=np.array(counts) + 10 * noise_std * random.standard_normal(len(counts)),
+        noise_std_features=noise_std,
+        noise_std_counts=10 * noise_std,
+        classes=tuple(str(index) for index in range(len(counts))),
+    )
+
+
+def test_with_thousands_of_records_the_mean_is_the_sum_over_the_noisy_count() -> None:
+    release = noisy_release([6000] * 10, noise_std=2.0)
+    targets = class_targets(release)  # type: ignore[arg-type]
+    np.testing.assert_allclose(targets.counts, release.noisy_counts, rtol=0.003)
+    np.testing.assert_allclose(targets.means, release.sums / targets.counts[:, None], rtol=1e-5)
+
+
+def test_with_few_records_the_length_of_the_sum_sharpens_the_count() -> None:
+    errors = []
+    for seed in range(30):
+        release = noisy_release([150] * 10, noise_std=2.0, seed=seed)
+        estimate = class_targets(release).counts  # type: ignore[arg-type]
+        errors.append((np.abs(release.noisy_counts - 150).mean(), np.abs(estimate - 150).mean()))
+    noisy, estimated = np.mean(errors, axis=0)
+    assert estimated < 0.6 * noisy
+
+
+@pytest.mark.parametrize("noisy_count", [-500.0, -1.0, 0.0, 1e-9])
+def test_a_class_whose_noisy_count_is_not_positive_does_not_blow_up(noisy_count: float) -> None:
+    release = noisy_release([1000, 1000, 0], noise_std=2.0)
+    release.noisy_counts[2] = noisy_count
+    targets = class_targets(release)  # type: ignore[arg-type]
+    assert torch.isfinite(targets.means).all()
+    assert targets.counts[2] >= release.noise_std_counts
+    assert float(targets.means[2].norm()) < 4 * DIMENSION**0.5 / 10  # noise over the noise of a count
+
+
+def test_no_count_is_below_the_length_of_the_feature_sum() -> None:
+    sums = np.zeros((2, DIMENSION))
+    sums[:, 0] = 1000.0
+    counts = estimated_counts(sums, np.array([10.0, 2000.0]), noise_std_features=1e-3, noise_std_counts=1e-2)
+    assert (counts >= 999.99).all()
+
+
+def test_the_only_class_keeps_its_noisy_count() -> None:
+    release = noisy_release([300], noise_std=2.0)
+    assert class_targets(release).counts[0] == pytest.approx(release.noisy_counts[0])  # type: ignore[arg-type]
+
+
+def test_a_class_that_is_mostly_noise_weighs_little_and_well_known_classes_weigh_the_same() -> None:
+    weights = class_targets(noisy_release([5000, 5000, 30], noise_std=2.0)).class_weights  # type: ignore[arg-type]
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights[2] < 0.5 * weights[0]
+    assert weights[1] == pytest.approx(weights[0], rel=0.01)
+
+
+def test_means_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(DpmepfError, match="not finite"):
+        ClassTargets(means=torch.tensor([[float("nan")]]), counts=np.ones(1), noise_variance=np.zeros(1))

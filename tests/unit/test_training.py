@@ -1,0 +1,189 @@
+"""Training learns, stops and goes on without a trace, and says so when it cannot."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from synthesis_stand_ins import RandomFeatureMap, StandInRelease, release_of_squares, small_settings
+from torch import Tensor
+
+from dpmepf.synthesize import training as training_module
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.training import (
+    ClassSchedule,
+    GeneratorTraining,
+    TrainedGenerator,
+    TrainingCallbacks,
+    TrainingError,
+    TrainingStopped,
+    train_generator,
+)
+
+
+@pytest.fixture(autouse=True)
+def recalibrate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "RECALIBRATION_IMAGES", 20)
+
+
+def train(release: StandInRelease, settings: SynthesisSettings, **arguments: object) -> TrainedGenerator:
+    return train_generator(release, RandomFeatureMap(), settings, **arguments)  # type: ignore[arg-type]
+
+
+def weights_of(trained: TrainedGenerator) -> dict[str, Tensor]:
+    return trained.generator.state_dict()
+
+
+def test_training_brings_the_generated_means_to_the_released_ones() -> None:
+    settings = small_settings(steps=60, batch_size=30, learning_rate=1e-2)
+    losses = train(release_of_squares(RandomFeatureMap()), settings).losses
+    assert sum(losses[-5:]) < 0.25 * sum(losses[:5])
+
+
+def test_every_class_gets_its_own_images() -> None:
+    """The square's place tells the class: the brightest of nine fields must be that of the class."""
+    settings = small_settings(steps=120, batch_size=30, learning_rate=1e-2)
+    generator = train(release_of_squares(RandomFeatureMap(), noise_std=0.2), settings).generator
+    classes = torch.arange(3).repeat_interleave(20)
+    with torch.no_grad():
+        images = generator(torch.randn(60, 8, generator=torch.Generator().manual_seed(3)), classes)
+    fields = torch.nn.functional.avg_pool2d(images[..., :24, :24], 8).flatten(1)
+    assert float((fields.argmax(dim=1) == classes).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("class_count", [1, 2, 7])
+@pytest.mark.parametrize("mean_memory", [0.0, 0.5])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    class_count: int, mean_memory: float, tmp_path: Path
+) -> None:
+    """Bit for bit, through a checkpoint on disk; with 7 classes and 12 images the classes take turns."""
+    release = release_of_squares(RandomFeatureMap(), class_count=class_count, noise_std=0.2)
+    settings = small_settings(steps=7, mean_memory=mean_memory, micro_batch_size=5)
+    whole = train(release, settings)
+
+    def save(training: GeneratorTraining) -> None:
+        state = training.state_dict()
+        save_checkpoint(tmp_path, Checkpoint(artifact_sha256="0", settings=settings, state=state, seconds=1.5))
+
+    steps: list[int] = []
+    callbacks = TrainingCallbacks(
+        on_step=lambda training: steps.append(training.step), on_snapshot=save, stop_requested=lambda: len(steps) == 3
+    )
+    with pytest.raises(TrainingStopped, match="step 3 of 7"):
+        train(release, settings, callbacks=callbacks)
+    checkpoint = load_checkpoint(tmp_path)
+    assert (checkpoint.settings, checkpoint.seconds) == (settings, 1.5)
+    resumed = train(release, settings, state=checkpoint.state)
+    assert resumed.losses == whole.losses
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(resumed)[name]), name
+
+
+def test_the_seed_decides_the_result_and_torchs_own_seed_does_not() -> None:
+    release = release_of_squares(RandomFeatureMap())
+    results = []
+    for global_seed, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(global_seed)
+        results.append(train(release, small_settings(seed=seed)).losses)
+    assert results[0] == results[1] != results[2]
+
+
+def test_the_encoder_is_left_as_it_was() -> None:
+    feature_map = RandomFeatureMap()
+    before = {name: tensor.clone() for name, tensor in feature_map.state_dict().items()}
+    train_generator(release_of_squares(feature_map), feature_map, small_settings())  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in feature_map.state_dict().items())
+    assert all(parameter.grad is None for parameter in feature_map.parameters())
+
+
+def test_a_loss_that_is_not_finite_ends_training_before_it_spoils_the_weights() -> None:
+    class BreakingFeatureMap(RandomFeatureMap):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(images) * (math.nan if self.calls > 2 else 1.0)
+
+    release = release_of_squares(RandomFeatureMap())
+    training = GeneratorTraining(release, BreakingFeatureMap(), small_settings())  # type: ignore[arg-type]
+    training.run_step()
+    training.run_step()
+    before = {name: tensor.clone() for name, tensor in training.generator.named_parameters()}
+    with pytest.raises(TrainingError, match=r"no longer finite at step 3: .* --learning-rate below 0\.002"):
+        training.run_step()
+    assert training.step == 2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.generator.named_parameters())
+
+
+def test_a_snapshot_is_taken_at_every_interval_and_at_the_end() -> None:
+    snapshots: list[int] = []
+    callbacks = TrainingCallbacks(on_snapshot=lambda training: snapshots.append(training.step), snapshot_seconds=0.0)
+    train(release_of_squares(RandomFeatureMap()), small_settings(steps=3), callbacks=callbacks)
+    assert snapshots == [1, 2, 3, 3]
+
+
+def test_a_checkpoint_of_another_generator_is_refused() -> None:
+    release = release_of_squares(RandomFeatureMap())
+    state = GeneratorTraining(release, RandomFeatureMap(), small_settings()).state_dict()  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="does not fit"):
+        train(release, small_settings(base_channels=4), state=state)
+
+
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    release = release_of_squares(RandomFeatureMap())
+    state = GeneratorTraining(release, RandomFeatureMap(), small_settings()).state_dict()  # type: ignore[arg-type]
+    save_checkpoint(tmp_path, Checkpoint(artifact_sha256="0", settings=small_settings(), state=state, seconds=0.0))
+    path = tmp_path / CHECKPOINT_FILE
+    whole = path.read_bytes()
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged: begin again"):
+            load_checkpoint(tmp_path)
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code in a checkpoint ran",))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"format": 1, "state": RunsCode()}, tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("class_count", "batch_size", "images_per_class", "classes_per_batch"),
+    [(1, 200, 200, 1), (10, 200, 20, 10), (3, 200, 66, 3), (200, 200, 4, 50), (200, 1000, 5, 200), (10, 2, 2, 1)],
+)
+def test_a_batch_holds_as_many_classes_as_it_has_room_for(
+    class_count: int, batch_size: int, images_per_class: int, classes_per_batch: int
+) -> None:
+    schedule = ClassSchedule(class_count, batch_size)
+    assert (schedule.images_per_class, schedule.classes_per_batch) == (images_per_class, classes_per_batch)
+    assert schedule.images_per_batch <= batch_size
+
+
+def test_classes_take_turns_evenly_and_never_twice_in_a_batch() -> None:
+    schedule, random = ClassSchedule(7, 12), torch.Generator().manual_seed(0)
+    seen = torch.zeros(7, dtype=torch.int64)
+    for _ in range(70):
+        classes = schedule.next_classes(random)
+        assert len(classes.unique()) == schedule.classes_per_batch == 3
+        seen[classes] += 1
+    assert int(seen.max()) - int(seen.min()) <= 1
+
+
+def test_the_average_generator_lags_behind_and_forgets_the_beginning() -> None:
+    release = release_of_squares(RandomFeatureMap())
+    training = GeneratorTraining(release, RandomFeatureMap(), small_settings(average_decay=0.99))  # type: ignore[arg-type]
+    beginning = training.generator.last.weight.detach().clone()
+    for _ in range(5):
+        training.run_step()
+    now, average = training.generator.last.weight.detach(), training.averaged_generator().last.weight.detach()
+    assert not torch.equal(average, now)
+    assert float((average - now).norm()) < float((beginning - now).norm())
