@@ -75,8 +75,12 @@ def main() -> None:
             np.savez(data, x=images.permute(0, 2, 3, 1).numpy(), y=labels.numpy(), classes=np.array(source.classes))
         pairs = []
         for _ in range(arguments.repeats):
-            pairs.append((command_seconds(data, arguments.resolution, arguments.channels), bare_forward_seconds(images)))
-    table = Table(title=f"{len(images):,} images, {platform.processor() or platform.machine()}, torch {torch.__version__}")
+            pairs.append(
+                (command_seconds(data, arguments.resolution, arguments.channels), bare_forward_seconds(images))
+            )
+    table = Table(
+        title=f"{len(images):,} images, {platform.processor() or platform.machine()}, torch {torch.__version__}"
+    )
     for heading in ("", "min", "median", "max"):
         table.add_column(heading, justify="right")
     rows = {
@@ -87,7 +91,6 @@ def main() -> None:
     for name, values in rows.items():
         table.add_row(name, *(f"{figure:,.2f}" for figure in (min(values), statistics.median(values), max(values))))
     Console(width=100).print(table)
-
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dpmepf.artifacts.ledger import UNNAMED
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
 from dpmepf.embed.pipeline import EmbedSettings, choose_device, embed_images, plan
+from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import console, reports_errors
 from dpmepf.shared.encoders import BUILTIN
@@ -200,6 +201,7 @@ def main(
         show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
         return
     source = _open(data, declared, split)
+    keep_freed_memory()
     with _stopping_plainly():
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)

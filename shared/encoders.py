@@ -40,12 +40,13 @@ class BuiltinEncoder(nn.Module):
 
     def __init__(self, class_count: int = 200) -> None:
         super().__init__()
-        channels = 3
-        for stage, width in enumerate(STAGE_WIDTHS, start=1):
-            setattr(self, f"stage{stage}", _convolutions(channels, width, count=2))
-            channels = width
+        first, second, third, fourth = STAGE_WIDTHS
+        self.stage1 = _convolutions(3, first, count=2)
+        self.stage2 = _convolutions(first, second, count=2)
+        self.stage3 = _convolutions(second, third, count=2)
+        self.stage4 = _convolutions(third, fourth, count=2)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
-        self.head = _convolutions(channels, HEAD_WIDTH, count=1)
+        self.head = _convolutions(fourth, HEAD_WIDTH, count=1)
         self.classifier = nn.Linear(HEAD_WIDTH, class_count)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,17 +83,31 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
         EncoderWeightsError: the weights are missing, cannot be read, or do not fit the encoder.
     """
     if name not in encoder_names():
-        raise UsageError(f"unknown encoder {name!r}: choose {BUILTIN} or a torchvision classifier such as vgg19 or resnet18")
+        raise UsageError(
+            f"unknown encoder {name!r}: choose {BUILTIN} or a torchvision classifier such as vgg19 or resnet18"
+        )
     file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
     if not file.is_file():
         raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
     encoder = BuiltinEncoder() if name == BUILTIN else get_model(name, weights=None, **_quiet_arguments(name))
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True, map_location="cpu")
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, weights_only=True, map_location="cpu")
+        )
         encoder.load_state_dict(_with_batch_counters(encoder, state))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, AttributeError, ValueError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
         raise EncoderWeightsError(
-            f"{file} does not hold weights of the encoder {name}: give a state dict of that model as .safetensors or .pth"
+            f"{file} does not hold weights of the encoder {name}: give that model's state dict as .safetensors or .pth"
         ) from error
     return encoder.float().eval().requires_grad_(False), file_sha256(file)
 
@@ -125,7 +140,7 @@ def _torchvision_weights_file(name: str) -> Path:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
         raise EncoderWeightsError(
-            f"the weights of {name} are neither cached as {file} nor downloadable here: fetch {url} on a machine with a "
-            f"network and carry it over, then use --encoder-weights {file.name}"
+            f"the weights of {name} are neither cached as {file} nor downloadable here: fetch {url} on a machine with "
+            f"a network and carry it over, then use --encoder-weights {file.name}"
         ) from error
     return file

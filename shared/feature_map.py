@@ -12,10 +12,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -34,7 +35,7 @@ PRESETS = {
     "joint": ("joint", (1,)),
 }
 POOLING = 4
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
 
@@ -118,7 +119,8 @@ def _typed_fields(cls: type[FeatureMapDescription], data: object) -> dict[str, A
     parsed: dict[str, Any] = {}
     for name, annotation in names.items():
         value = data[name]
-        element = {"str": str, "int": int, "float": (int, float)}[re.sub(r"tuple\[(\w+), \.\.\.\]", r"\1", annotation)]
+        elements: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+        element = elements[re.sub(r"tuple\[(\w+), \.\.\.\]", r"\1", annotation)]
         values = value if annotation.startswith("tuple") else [value]
         if not isinstance(values, list) or not all(isinstance(v, element) and not isinstance(v, bool) for v in values):
             raise FeatureMapError(f"the feature map's {name} is not of the type {annotation}")
@@ -193,9 +195,9 @@ def build_feature_map(
     if sha256 != description.weights_sha256:
         raise EncoderWeightsError(
             f"the weights of {description.encoder} at hand have the SHA-256 {sha256[:12]}…, but the artifact was made "
-            f"with {description.weights_sha256[:12]}…: give the same file with --encoder-weights, or use the same version"
+            f"with {description.weights_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
         )
-    return FeatureMap(description, encoder).to(device, memory_format=torch.channels_last)
+    return FeatureMap(description, encoder).to(device).to(memory_format=torch.channels_last)
 
 
 class FeatureMap(nn.Module):
@@ -208,15 +210,20 @@ class FeatureMap(nn.Module):
         non_negative: True when every coordinate is non-negative by construction (ReLU activations, squares).
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, description: FeatureMapDescription, encoder: nn.Module) -> None:
         super().__init__()
         self.description = description
         try:
             extractor = create_feature_extractor(encoder.eval(), return_nodes=list(description.layers)).eval()
         except ValueError as error:
-            raise FeatureMapError(f"the encoder {description.encoder} lacks a layer that the feature map names") from error
+            raise FeatureMapError(
+                f"the encoder {description.encoder} lacks a layer that the feature map names"
+            ) from error
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
-        self.extractor = fuse(extractor, inplace=True, no_trace=True).eval()
+        self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
         self.requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
@@ -273,13 +280,12 @@ class FeatureMap(nn.Module):
             for moment in self.description.moments:
                 segments.append((layer, moment, start, start + size))
                 start += size
-        return tuple(segments), _ends_in_relu(self.extractor)
+        return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
 
 
-def _ends_in_relu(extractor: nn.Module) -> bool:
-    """Whether every returned activation is the output of a ReLU."""
-    outputs = next(node for node in extractor.graph.nodes if node.op == "output").args[0]
-    modules = dict(extractor.named_modules())
+def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether every activation that the graph returns is the output of a ReLU."""
+    outputs = cast(dict[str, Node], next(node for node in graph.nodes if node.op == "output").args[0])
     return all(
         isinstance(modules.get(str(node.target)), nn.ReLU | nn.ReLU6) or node.target in (torch.relu, functional.relu)
         for node in outputs.values()

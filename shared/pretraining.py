@@ -22,8 +22,8 @@ from dpmepf.shared.precision import autocast
 class PretrainingSettings:
     """How the encoder is trained; every field is recorded in the checkpoint and must agree on resuming.
 
-    resolutions are the image sides in pixels of equal shares of the epochs; the last one is that of the images as given.
-    Smaller images come first because a step at half the side costs a quarter, and what they teach carries over.
+    resolutions are the image sides in pixels of equal shares of the epochs; the last is that of the images as given.
+    Smaller ones come first because a step at half the side costs a quarter, and what they teach carries over.
     """
 
     epochs: int = 14
@@ -111,7 +111,7 @@ def pretrain_encoder(
     Raises: UsageError when the checkpoint belongs to other settings.
     """
     torch.manual_seed(settings.seed)
-    encoder = BuiltinEncoder(class_count).to(device, memory_format=torch.channels_last)
+    encoder = BuiltinEncoder(class_count).to(device).to(memory_format=torch.channels_last)
     matrices = [p for p in encoder.parameters() if p.ndim > 1]
     vectors = [p for p in encoder.parameters() if p.ndim == 1]
     optimiser = torch.optim.SGD(
@@ -178,7 +178,9 @@ def held_out_accuracy(encoder: nn.Module, images: Tensor, labels: Tensor, *, dev
 
 def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
     """Write the weights as float16 safetensors (batch-norm statistics included)."""
-    state = {name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()}
+    state = {
+        name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()
+    }
     temporary = path.with_name(path.name + ".partial")
     temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
     temporary.replace(path)
@@ -212,9 +214,7 @@ def _save(
     temporary.replace(path)
 
 
-def _resume(
-    path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings
-) -> int:
+def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings) -> int:
     saved = torch.load(path, weights_only=True, map_location="cpu")
     if saved["settings"] != json.dumps(asdict(settings)):
         raise UsageError(f"checkpoint {path} belongs to other settings: repeat those, or choose another --output")

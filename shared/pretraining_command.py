@@ -9,6 +9,7 @@ import click
 import torch
 from torch import Tensor
 
+from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.shared.encoders import file_sha256
 from dpmepf.shared.errors import UsageError
@@ -53,7 +54,9 @@ DEFAULTS = PretrainingSettings()
     default=DEFAULTS.learning_rate,
     help="Peak of the one-cycle schedule, for SGD with momentum 0.9.",
 )
-@click.option("--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @reports_errors()
 def main(
@@ -85,6 +88,7 @@ def main(
     )
     images, labels, class_count = load_public_images(paths, resolution=settings.resolutions[-1])
     training, held_out = split_held_out(labels, settings.held_out_share)
+    keep_freed_memory()
     checkpoint = output.with_name(output.name + ".checkpoint")
     with progress_bar("images") as bar:
         task = bar.add_task("training", total=None)
@@ -120,7 +124,9 @@ def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Ten
     classes = sources[0].classes
     for path, source in zip(paths, sources, strict=True):
         if source.classes != classes:
-            raise UsageError(f"{path} has other classes than {paths[0]}: parts of one data set share their class folders")
+            raise UsageError(
+                f"{path} has other classes than {paths[0]}: parts of one data set share their class folders"
+            )
     with console.status("reading images"):
         parts = [load_all(source, resolution=resolution, channels=3) for source in sources]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]), len(classes)
@@ -132,7 +138,9 @@ def _resolutions(text: str) -> tuple[int, ...]:
     except ValueError:
         sides = ()
     if not sides or min(sides) < 8:
-        raise UsageError(f"--resolutions {text!r} is not a list of image sides: give numbers of at least 8, as 16,24,32")
+        raise UsageError(
+            f"--resolutions {text!r} is not a list of image sides: give numbers of at least 8, as 16,24,32"
+        )
     return sides
 
 

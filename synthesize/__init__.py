@@ -1,1 +1,19 @@
-"""The modeller's side: generator, objective, training, sampling, evaluation."""
+"""The modeller's side: a generator and a data set from an artifact, and how good they are.
+
+    settings        SynthesisSettings, PRESETS, settings_for
+    targets         class_targets, ClassTargets, estimated_counts
+    objective       MeanEmbeddingObjective, segment_feature_weights
+    generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
+    training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
+    checkpoint      save_checkpoint, load_checkpoint
+    sampling        images_per_class, draw_images, write_image_folders, write_npz, class_folder_names
+    output_folder   OutputFolder
+    pictures        write_preview, write_curve
+    record, report  run_record, write_report
+    synthesis       synthesise, SynthesisRequest, SynthesisCallbacks, SynthesisResult
+    command         main (dpmepf-synth)
+    evaluation      evaluate, EvaluationSettings; classifiers, distances
+    evaluation_command  main (dpmepf-eval)
+
+Import from the modules: this package itself loads nothing.
+"""

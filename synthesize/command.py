@@ -13,6 +13,7 @@ import click
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
 from dpmepf.synthesize.report import REPORT_FILE, privacy_claim
@@ -114,6 +115,7 @@ def main(
         resume=resume,
         force=force,
     )
+    keep_freed_memory()
     with progress_bar("images") as bar, _stop_signal() as stop_requested:
         result = synthesise(request, _Display(bar).callbacks(stop_requested))
     _summarise(result)

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.synthesize.classifiers import CLASSIFIERS
 from dpmepf.synthesize.distances import EXTRACTORS, FEWEST_IMAGES
@@ -108,6 +109,7 @@ def main(
     )
     if output is not None:
         check_report_path(output, force=force)
+    keep_freed_memory()
     report = evaluate(synthetic, real, settings, watch=_watch)
     console.print(f"[yellow]Note:[/] {report.note}")
     if as_json:

@@ -99,11 +99,11 @@ class UpsamplingBlock(nn.Module):
 
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
         skip = self.skip(x)
-        x = self.convolution1(functional.relu(self.norm1(x, classes)))
+        x = self.convolution1(functional.relu(self.norm1(x, classes), inplace=True))
         if not self.second_convolution:
             return _enlarged(x + skip)
         x = _enlarged(x)
-        x = self.convolution2(functional.relu(self.norm2(x, classes)))
+        x = self.convolution2(functional.relu(self.norm2(x, classes), inplace=True))
         return x + _enlarged(skip)
 
 
@@ -132,7 +132,7 @@ class Generator(nn.Module):
         x = x.view(len(x), -1, side, side).contiguous(memory_format=torch.channels_last)  # N x widths[0] x 4 x 4
         for block in self.blocks:
             x = block(x, classes)  # N x widths[i] x 8 x 8, x 16 x 16, ...
-        x = self.last(functional.relu(self.last_norm(x, classes)))  # N x C x R x R
+        x = self.last(functional.relu(self.last_norm(x, classes), inplace=True))  # N x C x R x R
         return torch.sigmoid(x.float())
 
     def multiply_adds_per_image(self) -> int:

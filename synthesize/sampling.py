@@ -93,11 +93,12 @@ def write_npz(
     folder: Path,
     batches: ImageBatches,
     numbers: Sequence[int],
+    classes: Sequence[str],
     shape: tuple[int, int, int],
     *,
     advance: Advance = lambda count: None,
 ) -> None:
-    """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64; batch by batch, in little memory."""
+    """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64, `classes` names; batch by batch."""
     total = sum(numbers)
     header = {"descr": "<f4", "fortran_order": False, "shape": (total, *shape)}
     with zipfile.ZipFile(folder / NPZ_FILE, "w", zipfile.ZIP_STORED) as archive:
@@ -109,6 +110,8 @@ def write_npz(
         with archive.open("y.npy", "w", force_zip64=True) as member:
             labels = np.repeat(np.arange(len(numbers), dtype="<i8"), numbers)
             np.lib.format.write_array(member, labels, allow_pickle=False)
+        with archive.open("classes.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(classes, dtype=np.str_), allow_pickle=False)
 
 
 def class_folder_names(classes: Sequence[str]) -> tuple[str, ...]:

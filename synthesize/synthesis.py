@@ -255,4 +255,4 @@ def _draw(
         sampling.write_image_folders(folder, batches, artifact.classes, advance=advance)
     else:
         shape = (configuration.channels, configuration.resolution, configuration.resolution)
-        sampling.write_npz(folder, batches, numbers, shape, advance=advance)
+        sampling.write_npz(folder, batches, numbers, artifact.classes, shape, advance=advance)

@@ -335,7 +335,7 @@ def row_that_is_no_deflate_stream(file: h5py.File) -> None:
 
 
 def row_that_skips_a_filter(file: h5py.File) -> None:
-    file["noisy_sums"].id.write_direct_chunk((1, 0), bytes(8 * DIMENSION), filter_mask=2)
+    file["noisy_sums"].id.write_direct_chunk((1, 0), zlib.compress(bytes(8 * DIMENSION)), filter_mask=1)
 
 
 def row_far_larger_than_declared(file: h5py.File) -> None:
@@ -403,7 +403,7 @@ MALFORMATIONS: list[tuple[Callable[[h5py.File], None], type[DpmepfError], str]] 
     (row_that_inflates_too_little, errors.CorruptArtifactError, "noisy_sums: row 1"),
     (row_with_bytes_after_its_end, errors.CorruptArtifactError, "noisy_sums: row 1"),
     (row_that_is_no_deflate_stream, errors.CorruptArtifactError, "noisy_sums: row 1"),
-    (row_that_skips_a_filter, errors.CorruptArtifactError, "noisy_sums: row 1"),
+    (row_that_skips_a_filter, errors.CorruptArtifactError, "noisy_sums: row 1 skips a filter"),
 ]
 
 

@@ -103,7 +103,7 @@ def test_an_existing_file_is_kept_without_force_and_replaced_with_it(tmp_path: P
 
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     (tmp_path / "a.h5").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ArtifactExistsError):
+    with pytest.raises(ArtifactExistsError, match="exists already"):
         write_artifact(tmp_path / "a.h5", example_artifact())
     assert not (tmp_path / "nowhere").exists()
 

@@ -191,9 +191,7 @@ def test_a_damaged_weights_file_is_one_sentence(content: bytes, suffix: str, tmp
         load_encoder("builtin", file)
 
 
-def test_weights_that_are_nowhere_say_how_to_carry_them_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_nowhere_say_how_to_carry_them_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*arguments: object, **keywords: object) -> None:
         raise OSError("no route to host")
 

@@ -85,7 +85,18 @@ def public_folder(tmp_path: Path) -> Path:
 
 def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "encoder.safetensors"
-    arguments = ["--data", public_folder, "--output", output, "--epochs", 1, "--resolutions", "8,16", "--batch-size", 50]
+    arguments = [
+        "--data",
+        public_folder,
+        "--output",
+        output,
+        "--epochs",
+        1,
+        "--resolutions",
+        "8,16",
+        "--batch-size",
+        50,
+    ]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     reported = json.loads(result.stdout)

@@ -47,10 +47,11 @@ def test_both_formats_hold_the_same_images(channels: int, tmp_path: Path) -> Non
     generator, numbers, classes = small_generator(channels), (3, 0, 9), ("a", "b", "c")
     advanced: list[int] = []
     write_image_folders(tmp_path, draw_images(generator, numbers, seed=1), classes, advance=advanced.append)
-    write_npz(tmp_path, draw_images(generator, numbers, seed=1), numbers, (channels, 28, 28))
+    write_npz(tmp_path, draw_images(generator, numbers, seed=1), numbers, classes, (channels, 28, 28))
     assert sum(advanced) == 12
     with np.load(tmp_path / "gen.npz") as archive:
         x, y = archive["x"], archive["y"]
+        assert archive["classes"].tolist() == ["a", "b", "c"]
     assert x.dtype == np.float32
     assert x.shape == (12, channels, 28, 28)
     assert y.dtype == np.int64
