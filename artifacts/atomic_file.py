@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -47,7 +48,6 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
             temporary.replace(path)
         else:
             _rename_if_free(temporary, path)
-        _flush_folder(path.parent)
     except FileExistsError:
         raise ArtifactExistsError(f"{path} appeared meanwhile: choose another --output, or pass --force") from None
     except OSError as error:
@@ -57,6 +57,8 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the artifact is in place: a folder that cannot be flushed must not deny it
+        _flush_folder(path.parent)
 
 
 def _rename_if_free(temporary: Path, path: Path) -> None:

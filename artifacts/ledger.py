@@ -88,8 +88,9 @@ class Ledger:
         _check_int("class_count", self.class_count, 1, LARGEST_CLASS_COUNT)
         boolean = isinstance(self.non_negative_features, bool)
         _require(boolean, "non_negative_features", self.non_negative_features, "true or false")
-        for name in ("unit_of_privacy", "dataset_name"):
-            _check_text(name, getattr(self, name))
+        # The only unit that this version's proof is for: any other claims more than was done.
+        _require(self.unit_of_privacy == ONE_IMAGE, "unit_of_privacy", self.unit_of_privacy, repr(ONE_IMAGE))
+        _check_text("dataset_name", self.dataset_name)
         parts = self.inferred_schema
         known = isinstance(parts, tuple) and all(part in SCHEMA_PARTS for part in parts)
         known = known and len(set(parts)) == len(parts)

@@ -208,7 +208,6 @@ def main(
         feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
         plan(schema, feature_map, settings)
         announce(source, schema)
-        skipped: list[UnreadableImageError] = []
         with embedding_progress(len(source), len(schema.classes) * (feature_map.dimension + 1)) as (
             on_images,
             on_noise,
@@ -220,11 +219,10 @@ def main(
                 settings=settings,
                 on_images=on_images,
                 on_noise=on_noise,
-                on_unreadable=skipped.append,
             )
     write_artifact(output, artifact, force=force)
-    if skipped:
-        warn("some images could not be decoded and were left out; --list-unreadable FILE says which")
+    if skip_unreadable:  # the same words whether there were any: that is private
+        warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
     show_release(artifact, output, as_json)
 
 

@@ -7,6 +7,7 @@ erased at the end.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from dpmepf.shared.schema import ImageSchema
 @contextmanager
 def embedding_progress(images: int, draws: int) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """Live bars, on a terminal only and erased at the end, because the number of images is private."""
-    if not console.is_terminal:
+    if not (console.is_terminal and sys.stderr.isatty()):  # FORCE_COLOR makes rich take a log file for a terminal
         console.print("Embedding images. Progress shows on a terminal only: their number is private.", soft_wrap=True)
         yield (lambda _: None), (lambda _: None)
         return

@@ -8,6 +8,7 @@ the decoder's own text may quote the file.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ TOO_LARGE = f"it has more than {LARGEST_IMAGE // 1_000_000} million pixels or {L
 NO_ACCESS = "its file cannot be read"
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+
+
+# Pillow logs what it finds in a damaged file, and without a handler Python prints that: a private file must not speak.
+logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
 
 
 class DecodingError(Exception):

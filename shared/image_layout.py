@@ -67,8 +67,20 @@ def choose_split(found: dict[str, str], wanted: str | None, default: str) -> str
     raise SplitError(f"the data are divided: choose --split {_listed(found)}")
 
 
-def read_layout(files: Iterable[str], folders: Iterable[str], *, split: str | None, default_split: str) -> Layout:
+def read_layout(
+    files: Iterable[str],
+    folders: Iterable[str],
+    *,
+    split: str | None,
+    default_split: str,
+    declared: tuple[str, ...] | None = None,
+    public: bool = True,
+) -> Layout:
     """Apply the rules above to slash-separated relative paths of files and folders.
+
+    One private record must not decide how the others are read. So a folder named as a declared class is that class,
+    never a wrapper or a split, whatever lies in it; and where the default split is missing from private data, none is
+    taken in its place.
 
     Raises:
         DataNotFoundError: no image and no folder.
@@ -86,6 +98,8 @@ def read_layout(files: Iterable[str], folders: Iterable[str], *, split: str | No
         tops = sorted(name for name in _below(inner_folders, prefix) if "/" not in name)
         if at_top or not tops:
             break
+        if declared is not None and any(top in declared for top in tops):
+            break
         splits = {canonical_split(top): top for top in tops}
         if len(tops) > 1 and None not in splits and found_split is None:
             found_split = choose_split({str(key): top for key, top in splits.items()}, wanted, default_split)
@@ -97,6 +111,8 @@ def read_layout(files: Iterable[str], folders: Iterable[str], *, split: str | No
             break
         prefix += entered + "/"
         images = [name for name in images if name.startswith(prefix)]
+    if not public and wanted is None and found_split not in (None, default_split):
+        raise SplitError(f"the data hold only the split {found_split!r}: confirm it with --split {found_split}")
     if wanted is not None and (canonical_split(wanted) or wanted) != found_split:
         choose_split({found_split: found_split} if found_split else {}, wanted, default_split)
     if at_top and tops:

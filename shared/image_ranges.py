@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpmepf.shared.image_decoding import DecodingError
+from dpmepf.shared.image_decoding import NOT_AN_IMAGE, DecodingError
 from dpmepf.shared.image_preparation import prepare_array, prepare_image
 from dpmepf.shared.image_source_types import OUT_OF_RANGE, ArrayImageSource, ImageSource
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Silence warnings while images are read: their text quotes the file, which may be private."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return wrapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +56,7 @@ def fits_already(source: ImageSource, *, resolution: int, channels: int) -> bool
     )
 
 
+@_quietly
 def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int, channels: int) -> PreparedRange:
     """Read and prepare the images `start` to `stop`."""
     if isinstance(source, ArrayImageSource):
@@ -57,6 +77,10 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
             images[len(indices)] = prepare_image(image, resolution=resolution, channels=channels)
         except DecodingError as error:
             unreadable.append((index, str(error)))
+        except MemoryError:
+            raise
+        except Exception:  # a colour space that Pillow does not convert, say
+            unreadable.append((index, NOT_AN_IMAGE))
         else:
             indices.append(index)
     return PreparedRange(
@@ -64,6 +88,7 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
     )
 
 
+@_quietly
 def summarise_headers(source: ImageSource, start: int, stop: int) -> HeaderSummary:
     """Look at the headers of the images `start` to `stop`; an unreadable one is passed over, loading will report it."""
     sides: Counter[int] = Counter()

@@ -86,7 +86,8 @@ def open_images(
         pairs = find_idx_pairs(path)
         if pairs:
             return _open_idx(pairs, declared, split, default_split, public)
-        layout = read_layout(*_scan_folder(path), split=split, default_split=default_split)
+        files, folders = _scan_folder(path)
+        layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
         return _open_files(FolderFiles(path), "folder", layout, declared, public)
     if not path.is_file():
         raise DataNotFoundError(f"{path} does not exist: {_FORMS}")
@@ -99,7 +100,7 @@ def open_images(
         return _open_npz(path, declared, split, default_split, public)
     folders = [name.rstrip("/") for name in names if name.endswith("/")]
     files = [name for name in names if not name.endswith("/")]
-    layout = read_layout(files, folders, split=split, default_split=default_split)
+    layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
     return _open_files(ZipMembers(path), "zip", layout, declared, public)
 
 

@@ -78,6 +78,10 @@ def map_ranges(
             "a process that decodes images stopped (often because memory is short): use fewer --workers; --workers 0 "
             "decodes in the main process"
         ) from None
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():  # an interrupted executor may wait for its workers for ever
+            worker.kill()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -139,7 +139,7 @@ def test_skipping_warns_without_number_or_name(data: Path, tmp_path: Path) -> No
     output = tmp_path / "artifact.h5"
     result = run("--data", broken, "--output", output, "--skip-unreadable")
     assert result.exit_code == 0, result.stderr
-    assert "some images could not be decoded" in result.stderr
+    assert "images that cannot be decoded are left out" in result.stderr
     assert SECRET not in result.output and "3" not in words(result.stderr)
 
 

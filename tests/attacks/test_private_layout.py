@@ -1,0 +1,89 @@
+"""One private record must not decide how the others are read, and must not speak through other channels."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpmepf.artifacts import atomic_file
+from dpmepf.shared.image_errors import DataNotFoundError, SplitError
+from dpmepf.shared.image_ranges import prepare_range
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.schema import infer_schema
+
+
+def save_image(path: Path, mode: str = "RGB", **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (32, 32)).save(path, **options)
+
+
+def test_a_record_beside_inner_class_folders_relabels_no_other_record(tmp_path: Path) -> None:
+    for name in ("cat/cat/0.png", "cat/dog/0.png", "cat/dog/1.png"):
+        save_image(tmp_path / name)
+    before = open_images(tmp_path, classes=("cat", "dog")).labels
+    save_image(tmp_path / "cat" / "new.png")
+    after = open_images(tmp_path, classes=("cat", "dog")).labels
+    assert np.abs(np.bincount(after, minlength=2) - np.bincount(before, minlength=2)).sum() == 1
+
+
+def test_removing_the_only_record_of_a_split_does_not_release_the_other_split(tmp_path: Path) -> None:
+    archive = tmp_path / "data.zip"
+    png = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(png, "PNG")
+    with zipfile.ZipFile(archive, "w") as members:
+        for index in range(3):
+            members.writestr(f"test/cat/{index}.png", png.getvalue())
+    with pytest.raises(SplitError, match="--split test"):
+        open_images(archive, classes=("cat",))
+    assert len(open_images(archive, classes=("cat",), split="test")) == 3
+    assert len(open_images(archive, classes=("cat",), public=True)) == 3
+
+
+def test_a_colour_space_that_cannot_be_converted_is_an_unreadable_image_and_no_crash(tmp_path: Path) -> None:
+    save_image(tmp_path / "cat" / "0.tif", mode="LAB")
+    save_image(tmp_path / "cat" / "1.png")
+    prepared = prepare_range(open_images(tmp_path), 0, 2, resolution=32, channels=1)
+    assert len(prepared.images) + len(prepared.unreadable) == 2
+    assert 1 in prepared.indices
+
+
+def test_a_damaged_private_file_says_nothing_on_stderr(tmp_path: Path) -> None:
+    save_image(tmp_path / "cat" / "0.tif")
+    file = tmp_path / "cat" / "0.tif"
+    content = file.read_bytes()
+    # SamplesPerPixel (tag 277, SHORT, count 1) set to 4321: Pillow logs the number.
+    tag = (277).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")
+    assert tag in content
+    place = content.index(tag) + len(tag)
+    file.write_bytes(content[:place] + (4321).to_bytes(2, "little") + content[place + 2 :])
+    program = (
+        "import sys; from pathlib import Path; from dpmepf.shared.image_sources import open_images; "
+        "from dpmepf.shared.image_ranges import prepare_range, summarise_headers; "
+        "source = open_images(Path(sys.argv[1])); summarise_headers(source, 0, 1); "
+        "prepare_range(source, 0, 1, resolution=32, channels=3)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
+    assert finished.stderr == ""
+
+
+def test_a_folder_that_cannot_be_flushed_does_not_deny_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(atomic_file, "_flush_folder", refuse)
+    atomic_file.write_atomically(tmp_path / "artifact.h5", b"content")
+    assert (tmp_path / "artifact.h5").read_bytes() == b"content"
+
+
+def test_an_empty_folder_still_has_nothing_to_infer_from(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError):
+        infer_schema(open_images(tmp_path))
