@@ -173,7 +173,6 @@ def plan_release(
     feature_dimension: int,
     class_count: int,
     non_negative_features: bool,
-    unit_of_privacy: str = ONE_IMAGE,
     inferred_schema: tuple[str, ...] = (),
     dataset_name: str = UNNAMED,
 ) -> Ledger:
@@ -181,7 +180,7 @@ def plan_release(
 
     Guarantee:
         Exact integer sums of bounded records plus discrete Gaussian noise of the ledger's sigma on each coordinate
-        are (epsilon, delta)-DP under `relation`, for one `unit_of_privacy`.
+        are (epsilon, delta)-DP under `relation`, for one image.
     Assumes:
         The sums are those of the ledger's lattice: `sensitivity_squared` bounds their change (sensitivity.py).
     Source:
@@ -194,7 +193,7 @@ def plan_release(
         feature_dimension: D.
         class_count: K.
         non_negative_features: whether the release clamps negative features to zero.
-        unit_of_privacy, inferred_schema, dataset_name: recorded as they are.
+        inferred_schema, dataset_name: recorded as they are.
 
     Returns:
         A ledger with a fresh random release id.
@@ -226,7 +225,6 @@ def plan_release(
         feature_dimension=feature_dimension,
         class_count=class_count,
         noise_multiplier=accounting.noise_multiplier_lower_bound(sensitivity=bound, sigma=sigma),
-        unit_of_privacy=unit_of_privacy,
         inferred_schema=inferred_schema,
         dataset_name=dataset_name,
     )

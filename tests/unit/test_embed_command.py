@@ -155,6 +155,19 @@ def test_listing_unreadable_images_writes_a_private_file_and_releases_nothing(tm
     assert not output.exists()
 
 
+def test_a_log_file_holds_no_count_even_where_colour_is_forced(data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", data, "--eps", "2", "--workers", "0", "--output", tmp_path / "artifact.h5"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "dpmepf.embed", *map(str, arguments)],
+        env=os.environ | {"FORCE_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "their number is private" in finished.stderr
+    assert f"/{IMAGES}" not in finished.stderr  # a bar counts as 16/23
+
+
 def test_the_live_bar_is_for_a_terminal_and_leaves_no_count_behind(data: Path, tmp_path: Path) -> None:
     shown, terminal = os.openpty()
     command_line = [sys.executable, "-m", "dpmepf.embed", "--data", data, "--eps", "2", "--workers", "0"]

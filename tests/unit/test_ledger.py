@@ -96,6 +96,7 @@ def test_a_dimension_without_a_lattice_is_refused(dimension: int) -> None:
         {"class_count": 10**6},
         {"noise_multiplier": -1.0},
         {"unit_of_privacy": ""},
+        {"unit_of_privacy": "one hospital"},
         {"dataset_name": "a\x1b[31m"},
         {"dataset_name": "n" * 201},
         {"inferred_schema": ("labels",)},
