@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -96,7 +97,7 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
-        encoder.load_state_dict(_with_batch_counters(encoder, state))
+        encoder.load_state_dict(with_batch_counters(encoder, state))
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -118,7 +119,7 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _with_batch_counters(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add the counters of batch-norm layers, which play no part in evaluation, where a file leaves them out."""
     counters = {n: t for n, t in encoder.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
     return {**state, **counters}

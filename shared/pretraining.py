@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpmepf.shared.encoders import PIXEL_MEAN, PIXEL_STD, BuiltinEncoder
+from dpmepf.shared.encoders import PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, with_batch_counters
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.precision import autocast
 
@@ -98,6 +98,7 @@ def pretrain_encoder(
     settings: PretrainingSettings,
     *,
     checkpoint: Path,
+    initial_state: Mapping[str, Tensor] | None = None,
     device: str = "cpu",
     report: Callable[[PretrainingProgress], None] = lambda progress: None,
     checkpoint_every: int = 500,
@@ -107,11 +108,15 @@ def pretrain_encoder(
     Args:
         images: N×3×R×R uint8, public. labels: N int64 in 0..class_count-1. Held-out images must not be among them.
         checkpoint: written every `checkpoint_every` steps and on Ctrl-C, by renaming a complete file.
+        initial_state: state dict of an encoder with the same classes to train further; None: random weights.
     Returns: the trained encoder in evaluation mode.
-    Raises: UsageError when the checkpoint belongs to other settings.
+    Raises: UsageError when the checkpoint belongs to other settings, or `initial_state` to another encoder.
     """
     torch.manual_seed(settings.seed)
-    encoder = BuiltinEncoder(class_count).to(device).to(memory_format=torch.channels_last)
+    encoder = BuiltinEncoder(class_count)
+    if initial_state is not None:
+        _start_from(encoder, initial_state)
+    encoder = encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matrices = [p for p in encoder.parameters() if p.ndim > 1]
     vectors = [p for p in encoder.parameters() if p.ndim == 1]
     optimiser = torch.optim.SGD(
@@ -203,6 +208,16 @@ def _schedule(position: float, warmup: float) -> float:
     if position < warmup:
         return (position + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup)))
+
+
+def _start_from(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
+    try:
+        encoder.load_state_dict(with_batch_counters(encoder, state))
+    except RuntimeError as error:
+        raise UsageError(
+            "the weights to start from belong to another encoder or another number of classes: name a file that "
+            "dpmepf-pretrain wrote for the same classes"
+        ) from error
 
 
 def _save(

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import file_sha256
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_loading import load_all
@@ -39,6 +42,13 @@ DEFAULTS = PretrainingSettings()
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("encoder.safetensors"), metavar="FILE", help="Weights."
 )
+@click.option(
+    "--start-from",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_default="random weights",
+    help="Weights of an earlier run over the same classes (.safetensors) to train further.",
+)
 @click.option("--force", is_flag=True, help="Replace --output if it exists.")
 @click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, help="Passes over the training images.")
 @click.option(
@@ -57,12 +67,13 @@ DEFAULTS = PretrainingSettings()
 @click.option(
     "--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation."
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@click.option("--device", default="auto", help="Where to train: auto, cpu, cuda or cuda:N.")
 @reports_errors()
 def main(
     *,
     paths: tuple[Path, ...],
     output: Path,
+    start_from: Path | None,
     force: bool,
     epochs: int,
     resolutions: str,
@@ -77,8 +88,7 @@ def main(
     """
     if output.exists() and not force:
         raise UsageError(f"{output} exists: choose another --output, or replace it with --force")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = str(choose_device(device))
     settings = PretrainingSettings(
         epochs=epochs,
         resolutions=_resolutions(resolutions),
@@ -86,6 +96,7 @@ def main(
         learning_rate=learning_rate,
         seed=seed,
     )
+    initial_state = None if start_from is None else read_weights(start_from)
     images, labels, class_count = load_public_images(paths, resolution=settings.resolutions[-1])
     training, held_out = split_held_out(labels, settings.held_out_share)
     keep_freed_memory()
@@ -107,10 +118,11 @@ def main(
             class_count,
             settings,
             checkpoint=checkpoint,
-            device=device,
+            initial_state=initial_state,
+            device=where,
             report=report,
         )
-    accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=device)
+    accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=where)
     save_weights(encoder, output)
     checkpoint.unlink()
     console.print(f"{output}: held-out top-1 {accuracy:.1%} of {len(held_out):,} images, {class_count} classes")
@@ -130,6 +142,14 @@ def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Ten
     with console.status("reading images"):
         parts = [load_all(source, resolution=resolution, channels=3) for source in sources]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]), len(classes)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file. Raises: UsageError when it is missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{file} is not a readable .safetensors file: name one that dpmepf-pretrain wrote") from error
 
 
 def _resolutions(text: str) -> tuple[int, ...]:

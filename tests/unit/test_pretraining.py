@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from dpmepf.shared.encoders import load_encoder
+from dpmepf.shared.encoders import BuiltinEncoder, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
@@ -21,7 +21,7 @@ from dpmepf.shared.pretraining import (
     pretrain_encoder,
     split_held_out,
 )
-from dpmepf.shared.pretraining_command import main
+from dpmepf.shared.pretraining_command import main, read_weights
 
 SETTINGS = PretrainingSettings(epochs=2, resolutions=(8, 16), batch_size=8)
 
@@ -70,6 +70,35 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     pretrain_encoder(images, labels, 2, short, checkpoint=tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="other settings"):
         pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "checkpoint")
+
+
+def test_training_further_starts_from_the_given_weights(tmp_path: Path) -> None:
+    """At a learning rate of almost nothing the weights end where they started."""
+    images, labels = two_colours(16)
+    torch.manual_seed(5)
+    start = BuiltinEncoder(2)
+    settings = PretrainingSettings(epochs=1, resolutions=(8,), batch_size=8, learning_rate=1e-12)
+    ended = pretrain_encoder(
+        images, labels, 2, settings, checkpoint=tmp_path / "further", initial_state=start.state_dict()
+    )
+    for (name, parameter), expected in zip(ended.named_parameters(), start.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, msg=name)
+
+
+def test_weights_of_another_encoder_are_refused_as_a_start(tmp_path: Path) -> None:
+    images, labels = two_colours(16)
+    with pytest.raises(UsageError, match="another number of classes"):
+        other = BuiltinEncoder(3).state_dict()
+        pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "checkpoint", initial_state=other)
+
+
+def test_a_file_that_holds_no_weights_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    for content in (None, b"not weights"):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(UsageError, match="not a readable"):
+            read_weights(file)
 
 
 @pytest.fixture
