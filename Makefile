@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := shared artifacts embed synthesize
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow bench bench-quality lint format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
@@ -17,6 +17,10 @@ test-slow: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/embedding_throughput.py
+
+bench-quality: $(VENV)/.installed
+	$(RUN) benchmarks/synthesis_quality.py --data ../shared/data/MNIST --eps 1 0.2
+	$(RUN) benchmarks/synthesis_quality.py --data ../shared/data/cifar10.zip --eps 1
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
