@@ -4,7 +4,7 @@
     summing         ClassSums                          trusted core
     noise           add_discrete_gaussian_noise        trusted core
     release         release                            trusted core
-    pipeline        embed_images, sum_images, plan, EmbedSettings, choose_device
+    pipeline        embed_images, sum_images, plan, EmbedSettings
     expectation     noise_to_signal, noise_per_feature, noise_per_count
     display         what the command shows
     command         main (dpmepf-embed)

@@ -21,10 +21,11 @@ from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import UNNAMED
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
-from dpmepf.embed.pipeline import EmbedSettings, choose_device, embed_images, plan
+from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import console, reports_errors
+from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_feature_map
@@ -108,7 +109,7 @@ class InterruptedEmbeddingError(DpmepfError):
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
 )
 @click.option("--force", is_flag=True, help="Replace --output if it exists.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the encoder runs.")
+@click.option("--device", default="auto", help="Where the encoder runs: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, metavar="IMAGES", help="Images for each forward pass."
 )
@@ -172,7 +173,7 @@ def main(
         relation=NeighbouringRelation(relation),
         batch_size=batch_size,
         workers=workers,
-        device=choose_device(device),
+        device=str(choose_device(device)),
         skip_unreadable=skip_unreadable,
         dataset_name=dataset_name,
     )

@@ -58,15 +58,6 @@ class EmbedSettings:
             raise UsageError(f"a data set's name must have 1 to {LONGEST_DATASET_NAME} printable characters")
 
 
-def choose_device(name: str) -> str:
-    """`auto` takes a GPU when there is one. Raises UsageError for `cuda` without a GPU."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda was asked for, but PyTorch sees no GPU here: use --device cpu")
-    return name
-
-
 def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) -> Ledger:
     """The ledger that a release under these settings will have, but for its random id; no image is read."""
     check_size(len(schema.classes), feature_map.dimension)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,24 @@ PRESETS = {
 POOLING = 4
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
+
+
+class Segment(NamedTuple):
+    """One layer's moment in a feature vector: coordinates start..stop, channel by channel over all positions."""
+
+    layer: str
+    moment: int
+    start: int
+    stop: int
+    channels: int
+
+    @property
+    def positions(self) -> int:
+        return (self.stop - self.start) // self.channels
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """The segment of N×D vectors as N×channels×positions."""
+        return vectors[:, self.start : self.stop].unflatten(1, (self.channels, self.positions))
 
 
 class FeatureMapError(DpmepfError):
@@ -206,7 +224,7 @@ class FeatureMap(nn.Module):
     Attributes:
         description: what it was built from.
         dimension: D, the length of a feature vector.
-        segments: (layer name, moment, start, stop) of each part of the vector.
+        segments: the parts of the vector, in order.
         non_negative: True when every coordinate is non-negative by construction (ReLU activations, squares).
     """
 
@@ -228,7 +246,7 @@ class FeatureMap(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
         self.segments, self.non_negative = self._measure()
-        self.dimension = self.segments[-1][3]
+        self.dimension = self.segments[-1].stop
         super().train(False)
 
     def train(self, mode: bool = True) -> FeatureMap:
@@ -263,7 +281,7 @@ class FeatureMap(nn.Module):
         found = self.extractor(pixels.contiguous(memory_format=torch.channels_last))
         return [(layer, found[layer]) for layer in self.description.layers]
 
-    def _measure(self) -> tuple[tuple[tuple[str, int, int, int], ...], bool]:
+    def _measure(self) -> tuple[tuple[Segment, ...], bool]:
         """Sizes of all parts, from one blank image."""
         blank = torch.zeros(1, self.description.channels, self.description.resolution, self.description.resolution)
         try:
@@ -274,12 +292,13 @@ class FeatureMap(nn.Module):
                 f"the encoder {self.description.encoder} cannot take {self.description.resolution}-pixel images: "
                 "choose a larger --resolution or another --encoder"
             ) from error
-        segments, start = [], 0
+        segments: list[Segment] = []
+        start = 0
         for layer, activation in found:
-            size = _pool(activation, self.description.pooling)[0].numel()
+            pooled = _pool(activation, self.description.pooling)[0]  # C x H x W, or C
             for moment in self.description.moments:
-                segments.append((layer, moment, start, start + size))
-                start += size
+                segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
+                start += pooled.numel()
         return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
 
 

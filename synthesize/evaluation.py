@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpmepf.shared.class_names import UNLABELLED, numbered_classes
+from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_errors import ClassesError
 from dpmepf.shared.image_loading import iterate_batches
@@ -103,7 +104,7 @@ def evaluate(
         DpmepfError: data are damaged, or weights are missing.
     """
     settings = settings or EvaluationSettings()
-    device = _choose_device(settings.device)
+    device = choose_device(settings.device)
     synthetic_source = open_images(synthetic, public=True)
     real_source = _open_real(real, synthetic_source.classes, settings.split)
     _check_counts(len(synthetic_source), len(real_source), settings)
@@ -232,17 +233,6 @@ def _read(
 
 def _random_choice(count: int, most: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"the device {name!r} cannot be used here: choose auto, cpu or cuda") from None
-    return device
 
 
 def _describe_protocol(names: tuple[str, ...], settings: EvaluationSettings) -> str:

@@ -1,13 +1,13 @@
 """The objective: per class, the squared distance between the released and the generated mean features.
 
-For a class with released mean m and b generated images with features φ_1..φ_b, and a weight w_j per coordinate,
+For a class with released mean m, b generated images with features φ_1..φ_b, and a metric A,
 
-    loss = Σ_j w_j (m_j² − 2 m_j·mean(φ)_j) + 1/(b(b−1)) Σ_{i≠k} ⟨φ_i, φ_k⟩_w,
+    loss = ⟨m, m⟩ − 2⟨m, mean(φ)⟩ + 1/(b(b−1)) Σ_{i≠k} ⟨φ_i, φ_k⟩,   ⟨u, v⟩ = uᵀAv,
 
-an unbiased estimate of ‖m − E φ‖²_w. The plug-in ‖m − mean(φ)‖² would also count the b pairs of an image with itself;
+an unbiased estimate of ‖m − E φ‖². The plug-in ‖m − mean(φ)‖² would also count the b pairs of an image with itself;
 leaving those out is what scales repulsion by b/(b−1). Its gradient with respect to φ_i is known in closed form,
 
-    2/b · w ⊙ (mean of the others' φ − m),
+    2/b · A(mean of the others' φ − m),
 
 so it needs no more than the class's mean: one pass without gradients finds that, and micro-batches then go through
 the encoder one after another with exactly the gradient of the whole batch.
@@ -15,17 +15,16 @@ the encoder one after another with exactly the gradient of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.targets import ClassTargets
 
 FeatureFunction = Callable[[Tensor], Tensor]
-Segments = Sequence[tuple[str, int, int, int]]  # layer, moment, start, stop
 
 
 class MeanEmbeddingObjective:
@@ -33,7 +32,8 @@ class MeanEmbeddingObjective:
 
     Args:
         targets: released class means.
-        feature_weights: float32 D, weight of each coordinate's squared distance, or None for 1.
+        metric: A, which learns from every batch; None: Euclidean. The loss that is returned is Euclidean always, so
+            that it compares between steps and runs.
         mean_memory: share, in [0, 1), of the previous estimate of each class's generated mean in the mean that
             images are repelled from. Less variance, at the price of lag; 0 is the unbiased estimate above.
         device: where features are computed.
@@ -43,16 +43,15 @@ class MeanEmbeddingObjective:
         self,
         targets: ClassTargets,
         *,
-        feature_weights: Tensor | None = None,
+        metric: WithinClassMetric | None = None,
         mean_memory: float = 0.0,
         device: str | torch.device = "cpu",
     ) -> None:
         self.means = targets.means.to(device)
-        dimension = self.means.shape[1]
-        self.feature_weights = (torch.ones(dimension) if feature_weights is None else feature_weights).to(device)
+        self.metric = metric
         self.class_weights = torch.as_tensor(targets.class_weights, dtype=torch.float32, device=device)
         noise_variance = torch.as_tensor(targets.noise_variance, dtype=torch.float32, device=device)
-        self.noise_energy = noise_variance * self.feature_weights.sum()  # K
+        self.noise_energy = noise_variance * self.means.shape[1]  # K
         self.mean_memory = mean_memory
         self.remembered_means = torch.zeros_like(self.means) if mean_memory else None
         self.remembered = torch.zeros(len(self.means), dtype=torch.bool, device=device)
@@ -76,10 +75,18 @@ class MeanEmbeddingObjective:
         slots = torch.arange(len(classes), device=images.device).repeat_interleave(per_class)  # image -> its class
         sums = torch.zeros(len(classes), self.means.shape[1], device=images.device)
         squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
+        second_moments: list[list[Tensor]] = []  # by part of the batch
 
         def accumulate(features: Tensor, part: slice) -> None:
             sums.index_add_(0, slots[part], features)
-            squares.index_add_(0, slots[part], features.square() @ self.feature_weights)
+            squares.index_add_(0, slots[part], features.square().sum(dim=1))
+            if self.metric is not None:
+                second_moments.append(self.metric.second_moments(features))
+
+        def learn_metric() -> None:
+            if self.metric is not None:
+                summed = [torch.stack(parts).sum(dim=0) for parts in zip(*second_moments, strict=True)]
+                self.metric.learn(summed, sums / per_class, per_class)
 
         def gradient(features: Tensor, part: slice) -> Tensor:
             return self._gradient(features, sums[slots[part]], classes[slots[part]], per_class, len(classes))
@@ -87,6 +94,7 @@ class MeanEmbeddingObjective:
         if micro_batch_size is None or micro_batch_size >= len(images):
             features = features_of(images).float()
             accumulate(features.detach(), slice(None))
+            learn_metric()
             features.backward(gradient(features.detach(), slice(None)))
         else:
             leaf = images.detach()
@@ -94,6 +102,7 @@ class MeanEmbeddingObjective:
             with torch.no_grad():
                 for part in parts:
                     accumulate(features_of(leaf[part]).float(), part)
+            learn_metric()
             image_gradient = torch.empty_like(leaf)
             for part in parts:
                 part_images = leaf[part].requires_grad_()
@@ -103,13 +112,18 @@ class MeanEmbeddingObjective:
         self._remember(classes, sums / per_class)
         return self._loss(classes, sums / per_class, squares / per_class, per_class)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what later steps depend on: the remembered means, if any."""
-        if self.remembered_means is None:
-            return {}
-        return {"remembered_means": self.remembered_means, "remembered": self.remembered}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later steps depend on: the metric and the remembered means, if any."""
+        state: dict[str, Any] = {}
+        if self.metric is not None:
+            state["metric"] = self.metric.state_dict()
+        if self.remembered_means is not None:
+            state |= {"remembered_means": self.remembered_means, "remembered": self.remembered}
+        return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.metric is not None:
+            self.metric.load_state_dict(state["metric"], self.means.device)
         if self.remembered_means is not None:
             self.remembered_means.copy_(state["remembered_means"])
             self.remembered.copy_(state["remembered"])
@@ -123,14 +137,15 @@ class MeanEmbeddingObjective:
             share = (self.remembered[classes] * memory)[:, None]
             repulsion = torch.lerp(repulsion, self.remembered_means[classes], share)
         scale = 2.0 / (per_class * class_count) * self.class_weights[classes][:, None]
-        return scale * self.feature_weights * (repulsion - self.means[classes])
+        residual = repulsion - self.means[classes]
+        return scale * (residual if self.metric is None else self.metric.apply(residual))
 
     def _loss(self, classes: Tensor, means: Tensor, squares: Tensor, per_class: int) -> float:
         released = self.means[classes]
-        pairs = means.square() @ self.feature_weights  # ‖mean φ‖², the pairs of an image with itself included
+        pairs = means.square().sum(dim=1)  # ‖mean φ‖², the pairs of an image with itself included
         if per_class > 1:
             pairs = (per_class * pairs - squares) / (per_class - 1)
-        distances = released * (released - 2.0 * means) @ self.feature_weights + pairs - self.noise_energy[classes]
+        distances = (released * (released - 2.0 * means)).sum(dim=1) + pairs - self.noise_energy[classes]
         return float(distances.mean())
 
     def _remember(self, classes: Tensor, means: Tensor) -> None:
@@ -138,20 +153,3 @@ class MeanEmbeddingObjective:
             share = (self.remembered[classes] * self.mean_memory)[:, None]
             self.remembered_means[classes] = torch.lerp(means, self.remembered_means[classes], share)
             self.remembered[classes] = True
-
-
-def segment_feature_weights(segments: Segments, layer_weights: Sequence[float]) -> Tensor | None:
-    """Return float32 D weights that give each feature segment its weight, or None if no weights are given.
-
-    Raises:
-        UsageError: there are not as many weights as segments.
-    """
-    if not layer_weights:
-        return None
-    if len(layer_weights) != len(segments):
-        names = ", ".join(name for name, *_ in segments)
-        raise UsageError(f"{len(layer_weights)} layer weights given for {len(segments)} feature segments ({names})")
-    weights = np.concatenate(
-        [np.full(stop - start, weight) for (_, _, start, stop), weight in zip(segments, layer_weights, strict=True)]
-    )
-    return torch.from_numpy(weights.astype(np.float32))

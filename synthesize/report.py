@@ -68,7 +68,7 @@ SETTING_NAMES = {
     "second_convolution": "Second convolution per block",
     "latent_dimension": "Latent dimension",
     "mean_memory": "Memory of generated means",
-    "layer_weights": "Layer weights",
+    "metric_ridge": "Ridge of the metric",
     "seed": "Seed",
 }
 

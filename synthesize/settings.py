@@ -31,11 +31,12 @@ class SynthesisSettings:
         average_decay: decay per step of the moving average of the generator's weights, in [0, 1).
         gradient_clip: largest norm of the gradient of all parameters together.
         base_channels: channels of the generator at full resolution.
-        second_convolution: whether each block also convolves after enlarging (three times the arithmetic).
+        second_convolution: whether each block also convolves after enlarging (two to three times the arithmetic).
         latent_dimension: length of the generator's random input.
         mean_memory: share of the previous estimate in the moving average of each class's generated mean features
             that images are repelled from, in [0, 1); 0: only the batch itself.
-        layer_weights: weight of each feature segment's squared distance; empty: 1 for every segment.
+        metric_ridge: how far the metric is from dividing each direction of the features by its variance within
+            classes, as a share of the mean variance, above 0; the larger, the closer to Euclidean.
         seed: of initial weights and latent vectors; everything here is post-processing, so a seed is harmless.
     """
 
@@ -51,7 +52,7 @@ class SynthesisSettings:
     second_convolution: bool
     latent_dimension: int = 64
     mean_memory: float = 0.0
-    layer_weights: tuple[float, ...] = ()
+    metric_ridge: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,13 +65,11 @@ class SynthesisSettings:
             self.micro_batch_size,
             "at least 1",
         )
-        for name in ("learning_rate", "gradient_clip"):
+        for name in ("learning_rate", "gradient_clip", "metric_ridge"):
             number = getattr(self, name)
             _require(math.isfinite(number) and number > 0, name, number, "above 0 and finite")
         for name in ("warmup_share", "average_decay", "mean_memory"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
-        for weight in self.layer_weights:
-            _require(math.isfinite(weight) and weight >= 0, "layer_weights", weight, "at least 0 and finite")
         _require(0 <= self.seed <= LARGEST_SEED, "seed", self.seed, f"0 to {LARGEST_SEED}")
 
     def learning_rate_at(self, step: int) -> float:
@@ -82,7 +81,7 @@ class SynthesisSettings:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share_done, 1.0)))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"layer_weights": list(self.layer_weights)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SynthesisSettings:
@@ -92,7 +91,7 @@ class SynthesisSettings:
                 f"stored settings differ in their fields from this version's ({sorted(set(values) ^ known)}): "
                 "begin again with --force"
             )
-        return cls(**{**values, "layer_weights": tuple(values["layer_weights"])})
+        return cls(**values)
 
 
 PRESETS: dict[str, SynthesisSettings] = {
@@ -103,7 +102,7 @@ PRESETS: dict[str, SynthesisSettings] = {
             preset="quick",
             steps=150,
             batch_size=100,
-            learning_rate=4e-3,
+            learning_rate=2e-2,
             average_decay=0.95,
             base_channels=32,
             second_convolution=False,
@@ -111,9 +110,9 @@ PRESETS: dict[str, SynthesisSettings] = {
         # within ten minutes on two cores, embedding included
         SynthesisSettings(
             preset="standard",
-            steps=500,
+            steps=900,
             batch_size=200,
-            learning_rate=3e-3,
+            learning_rate=2e-2,
             average_decay=0.98,
             base_channels=32,
             second_convolution=False,
@@ -124,7 +123,7 @@ PRESETS: dict[str, SynthesisSettings] = {
             steps=6000,
             batch_size=1000,
             micro_batch_size=250,
-            learning_rate=2e-3,
+            learning_rate=1e-2,
             average_decay=0.999,
             base_channels=64,
             second_convolution=True,

@@ -16,11 +16,11 @@ from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import check_claims
 from dpmepf.artifacts.errors import InconsistentArtifactError
 from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dpmepf.synthesize.devices import choose_device
 from dpmepf.synthesize.generator import save_generator
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
 from dpmepf.synthesize.pictures import write_curve, write_preview

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
-from dpmepf.synthesize.objective import MeanEmbeddingObjective, Segments, segment_feature_weights
+from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.objective import MeanEmbeddingObjective
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
 
@@ -42,7 +45,7 @@ class FeatureFunction(Protocol):
     """What training needs of a feature map; `dpmepf.shared.feature_map.FeatureMap` is one."""
 
     @property
-    def segments(self) -> Segments: ...
+    def segments(self) -> Sequence[Segment]: ...
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
@@ -143,9 +146,14 @@ class GeneratorTraining:
             self.generator, multi_avg_fn=_warmed_up_average(settings.average_decay), use_buffers=True
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
+        targets = class_targets(artifact)
         self.objective = MeanEmbeddingObjective(
-            class_targets(artifact),
-            feature_weights=segment_feature_weights(feature_map.segments, settings.layer_weights),
+            targets,
+            metric=WithinClassMetric(
+                feature_map.segments,
+                ridge=settings.metric_ridge,
+                noise_variance=float(np.median(targets.noise_variance)),
+            ),
             mean_memory=settings.mean_memory,
             device=self.device,
         )

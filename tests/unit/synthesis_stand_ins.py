@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize.settings import SynthesisSettings
 
 
@@ -24,7 +25,7 @@ class RandomFeatureMap(nn.Module):
             self.first = nn.Conv2d(channels, width, 3, stride=2, padding=1)
             self.second = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.requires_grad_(False)
-        self.segments = (("first", 1, 0, 4 * width), ("second", 1, 4 * width, 8 * width))
+        self.segments = (Segment("first", 1, 0, 4 * width, width), Segment("second", 1, 4 * width, 8 * width, width))
         self.dimension = 8 * width
 
     def forward(self, images: Tensor) -> Tensor:

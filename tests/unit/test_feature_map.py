@@ -47,8 +47,10 @@ def test_every_row_has_norm_one_and_no_negative_coordinate(preset: str) -> None:
 def test_each_layer_has_the_same_share_of_the_squared_norm() -> None:
     feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
     features = feature_map(images(3, 3, 32)).double()
-    for _, _, start, stop in feature_map.segments:
-        assert torch.allclose(features[:, start:stop].square().sum(dim=1), torch.full((3,), 1 / 8).double(), atol=1e-6)
+    for segment in feature_map.segments:
+        assert torch.allclose(
+            segment.of(features).flatten(1).square().sum(dim=1), torch.full((3,), 1 / 8).double(), atol=1e-6
+        )
 
 
 def test_second_moments_are_the_pooled_squares_of_the_activations() -> None:
@@ -57,10 +59,11 @@ def test_second_moments_are_the_pooled_squares_of_the_activations() -> None:
     assert feature_map.dimension == 2 * 15_360
     batch = images(2, 3, 32)
     activation = dict(feature_map._activations(batch))[description.layers[-1]]  # 4×4 positions: not pooled
-    start, stop = feature_map.segments[-1][2:]
+    segment = feature_map.segments[-1]
+    assert (segment.moment, segment.channels, segment.positions) == (2, 256, 16)
     squares = activation.square().flatten(1)
     expected = squares / squares.norm(dim=1, keepdim=True) * math.sqrt(1 / 16)
-    assert torch.allclose(feature_map(batch)[:, start:stop], expected, atol=1e-6)
+    assert torch.allclose(segment.of(feature_map(batch)).flatten(1), expected, atol=1e-6)
 
 
 def test_uint8_and_float_images_give_the_same_features() -> None:

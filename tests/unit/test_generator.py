@@ -15,6 +15,7 @@ from dpmepf.synthesize.generator import (
     Generator,
     GeneratorConfiguration,
     GeneratorError,
+    ResidualBlock,
     build_generator,
     load_generator,
     save_generator,
@@ -69,8 +70,8 @@ def test_multiply_adds_are_counted_exactly() -> None:
     generator = small_generator(base_channels=8)
     first = (6 + 64) * 24 * 49
     block1 = 49 * (24 * 16 * 9 + 24 * 16)
-    block2 = 196 * (16 * 8 * 9 + 16 * 8)
-    last = 784 * 8 * 9
+    block2 = 196 * 16 * 8 * 9 + 49 * 16 * 8  # the skip connection runs before enlarging
+    last = 784 * 8 * 9  # after enlarging
     assert generator.multiply_adds_per_image() == first + block1 + block2 + last
 
 
@@ -105,6 +106,15 @@ def test_recalibration_gives_evaluation_the_statistics_of_training() -> None:
                 module.reset_running_stats()
         without = generator(latents, classes).mean(dim=0)
     assert float((trained - evaluated).abs().mean()) < 0.2 * float((trained - without).abs().mean())
+
+
+def test_enlarging_after_norm_and_activation_computes_what_enlarging_first_would() -> None:
+    block = ResidualBlock(6, 4, 3, enlarges=True, second_convolution=False).train()
+    x, classes = torch.randn(5, 6, 7, 7), torch.tensor([0, 1, 2, 0, 1])
+    torch.nn.init.normal_(block.norm1.gain.weight)
+    enlarged = torch.nn.functional.interpolate(x, scale_factor=2)
+    first = block.convolution1(torch.relu(block.norm1(enlarged, classes))) + block.skip(enlarged)
+    torch.testing.assert_close(block(x, classes), first, rtol=1e-4, atol=1e-5)
 
 
 def test_a_stored_generator_draws_the_same_images(tmp_path: Path) -> None:

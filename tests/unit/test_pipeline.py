@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, choose_device, embed_images, plan, sum_images
+from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
 from dpmepf.embed.summing import ExactSums
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
@@ -183,12 +183,3 @@ def test_running_out_of_memory_names_the_batch_size(source: ImageSource) -> None
 def test_settings_out_of_range_are_usage_errors(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         settings(**changes)
-
-
-def test_a_gpu_is_taken_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert (choose_device("auto"), choose_device("cpu")) == ("cpu", "cpu")
-    with pytest.raises(UsageError, match="no GPU"):
-        choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert (choose_device("auto"), choose_device("cuda")) == ("cuda", "cuda")

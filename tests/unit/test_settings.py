@@ -24,7 +24,7 @@ from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
         ("average_decay", -0.1),
         ("gradient_clip", 0.0),
         ("mean_memory", 1.0),
-        ("layer_weights", (1.0, -1.0)),
+        ("metric_ridge", 0.0),
         ("base_channels", 0),
         ("seed", -1),
         ("seed", 2**63),
@@ -58,7 +58,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_zero_ear
 
 
 def test_settings_survive_being_stored() -> None:
-    settings = settings_for("best", layer_weights=(1.0, 0.5), seed=7)
+    settings = settings_for("best", metric_ridge=0.5, seed=7)
     assert SynthesisSettings.from_dict(settings.to_dict()) == settings
 
 
