@@ -116,7 +116,7 @@ def pretrain_encoder(
     encoder = BuiltinEncoder(class_count)
     if initial_state is not None:
         _start_from(encoder, initial_state)
-    encoder = encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = encoder.to(device).to(memory_format=torch.channels_last)
     matrices = [p for p in encoder.parameters() if p.ndim > 1]
     vectors = [p for p in encoder.parameters() if p.ndim == 1]
     optimiser = torch.optim.SGD(
