@@ -100,7 +100,7 @@ PRESETS: dict[str, SynthesisSettings] = {
         # a look at what will come out, in a minute or two on two cores
         SynthesisSettings(
             preset="quick",
-            steps=150,
+            steps=350,
             batch_size=100,
             learning_rate=2e-2,
             average_decay=0.95,
