@@ -2,7 +2,8 @@
 
     settings        SynthesisSettings, PRESETS, settings_for
     targets         class_targets, ClassTargets, estimated_counts
-    objective       MeanEmbeddingObjective, segment_feature_weights
+    objective       MeanEmbeddingObjective
+    metric          WithinClassMetric
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
     checkpoint      save_checkpoint, load_checkpoint

@@ -45,7 +45,8 @@ class WithinClassMetric:
 
     def second_moments(self, features: Tensor) -> list[Tensor]:
         """Sums over rows of N×D `features` and positions of f fᵀ: channels×channels for each segment."""
-        return [rows.T @ rows for rows in map(self._channel_rows, self._parts(features))]
+        with _float32(features):
+            return [rows.T @ rows for rows in map(self._channel_rows, self._parts(features))]
 
     def learn(self, second_moments: list[Tensor], means: Tensor, per_class: int) -> None:
         """Take in a batch: its summed second moments and its class means (classes×D), `per_class` images of each."""
@@ -70,7 +71,8 @@ class WithinClassMetric:
         if not self.inverses:
             return vectors
         parts = zip(self.inverses, self._parts(vectors), strict=True)
-        return torch.cat([(inverse @ part).flatten(1) for inverse, part in parts], dim=1)
+        with _float32(vectors):
+            return torch.cat([(inverse @ part).flatten(1) for inverse, part in parts], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"covariances": self.covariances, "inverses": self.inverses, "steps": self.steps}
@@ -104,3 +106,8 @@ class WithinClassMetric:
 
 def _rounding_error(mean_square: Tensor) -> Tensor:
     return ROUNDING * mean_square.diagonal().mean() * torch.eye(len(mean_square), device=mean_square.device)
+
+
+def _float32(tensor: Tensor) -> torch.autocast:
+    """Suspend the training step's bfloat16, whose rounding exceeds the variances that are left after subtraction."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -97,3 +97,10 @@ def test_a_restored_metric_goes_on_as_the_original_would() -> None:
     for metric in (original, restored):
         metric.learn(metric.second_moments(more), more.view(CLASSES, PER_CLASS, -1).mean(dim=1), PER_CLASS)
     assert torch.equal(original.apply(more), restored.apply(more))
+
+
+def test_the_metric_is_the_same_inside_a_step_that_computes_in_bfloat16() -> None:
+    features = batch()
+    expected = learned(features).apply(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(learned(features).apply(features), expected)
