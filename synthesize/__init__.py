@@ -6,10 +6,11 @@
     metric          WithinClassMetric
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
+    labelling       MeanDiscriminant
     checkpoint      save_checkpoint, load_checkpoint
     sampling        images_per_class, draw_images, write_image_folders, write_npz, class_folder_names
     output_folder   OutputFolder
-    pictures        write_preview, write_curve
+    pictures        preview_images, write_preview, write_curve
     record, report  run_record, write_report
     synthesis       synthesise, SynthesisRequest, SynthesisCallbacks, SynthesisResult
     command         main (dpmepf-synth)

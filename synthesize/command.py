@@ -48,6 +48,12 @@ from dpmepf.synthesize.training import GeneratorTraining
     help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say]",
 )
 @click.option(
+    "--relabel/--no-relabel",
+    default=True,
+    show_default=True,
+    help="Label an image by the released class mean nearest to it, or by the class it was drawn for.",
+)
+@click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     help=f"How long and how large: quick to look, standard, best for a GPU.  [default: {DEFAULT_PRESET}]",
@@ -91,6 +97,7 @@ def main(
     output: Path,
     image_format: str,
     samples: int | None,
+    relabel: bool,
     preset: str | None,
     device: str,
     encoder_weights: Path | None,
@@ -110,6 +117,7 @@ def main(
         overrides={name: value for name, value in settings.items() if value is not None},
         image_format=image_format,
         samples=samples,
+        relabel=relabel,
         device=device,
         encoder_weights=encoder_weights,
         resume=resume,

@@ -34,9 +34,9 @@ def preview_classes(class_count: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def write_preview(folder: Path, generator: Generator, class_names: Sequence[str]) -> None:
-    """Write `preview.png`, always of the same latent vectors, so that successive previews show the same images."""
-    classes = preview_classes(len(class_names))
+def preview_images(generator: Generator) -> np.ndarray:
+    """Draw uint8 N×C×R×R images of `preview_classes`, always of the same latent vectors."""
+    classes = preview_classes(generator.configuration.class_count)
     random = torch.Generator().manual_seed(0)
     latents = torch.randn(len(classes), generator.configuration.latent_dimension, generator=random)
     device = next(generator.parameters()).device
@@ -45,7 +45,12 @@ def write_preview(folder: Path, generator: Generator, class_names: Sequence[str]
         for start in range(0, len(classes), 120):
             part = slice(start, start + 120)
             parts.append(generator(latents[part].to(device), torch.from_numpy(classes[part]).to(device)).cpu())
-    pixels = (torch.cat(parts) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()  # N x R x R x C
+    return (torch.cat(parts) * 255).round().to(torch.uint8).numpy()
+
+
+def write_preview(folder: Path, images: np.ndarray, class_names: Sequence[str]) -> None:
+    """Write `preview.png` of uint8 N×C×R×R images of `preview_classes`."""
+    pixels = images.transpose(0, 2, 3, 1)  # N x R x R x C
     labels = class_names if 1 < len(class_names) <= MOST_LABELLED_ROWS else ()
     with replacing(folder / PREVIEW_FILE) as path:
         _grid(pixels, labels).save(path, format="PNG")

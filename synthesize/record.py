@@ -24,6 +24,7 @@ def run_record(
     *,
     file: str,
     image_format: str,
+    relabelled: bool,
     sha256: str,
     device: torch.device,
     timings: dict[str, float],
@@ -37,6 +38,7 @@ def run_record(
         numbers: images drawn of each class.
         file: name of the artifact's file.
         image_format: `folder` or `npz`.
+        relabelled: whether images are labelled by the nearest released mean.
         sha256: of the artifact's file, in hexadecimal.
         device: that trained.
         timings: in seconds, with `training_seconds`.
@@ -77,7 +79,7 @@ def run_record(
             "parameters": sum(parameter.numel() for parameter in generator.parameters()),
             "multiply_adds_per_image": generator.multiply_adds_per_image(),
         },
-        "output": {"format": image_format, "images": sum(numbers)},
+        "output": {"format": image_format, "images": sum(numbers), "relabelled": relabelled},
         "classes": [
             {"name": name, "folder": class_folder, "noisy_count": float(noisy_count), "images": number}
             for name, class_folder, noisy_count, number in zip(

@@ -110,6 +110,11 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     rows_note = (
         "Each row is a class." if 1 < len(classes) <= MOST_LABELLED_ROWS else "Images follow the order of the classes."
     )
+    labels_note = (
+        "An image's class is the one whose released mean is nearest to it."
+        if output["relabelled"]
+        else "An image's class is the one that the generator was asked for."
+    )
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
     release = [
         ("Release", artifact["release_id"]),
@@ -149,7 +154,7 @@ privacy. {escape(schema_note)}</p>
 <section>
 <h2>Generated images</h2>
 <figure><img class="preview" src="{preview}" alt="A grid of generated images">
-<figcaption>{rows_note} Not selected: the first images that the generator drew.</figcaption></figure>
+<figcaption>{rows_note} Not selected: the first images that the generator drew. {labels_note}</figcaption></figure>
 </section>
 <section>
 <h2>Training</h2>
@@ -167,7 +172,8 @@ as close as the release can tell; below zero, the generator follows the release'
 <section><h2>Versions</h2>{_table(versions)}</section>
 <section>
 <h2>Drawing more</h2>
-<p>More images cost no privacy.</p>
+<p>More images cost no privacy. Those drawn as below are of the class asked for; <code>dpmepf-synth --resume
+--samples</code> draws and labels as for this data set.</p>
 <pre>import torch
 from pathlib import Path
 from dpmepf.synthesize.generator import load_generator

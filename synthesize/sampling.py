@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.precision import autocast
@@ -22,6 +23,8 @@ FORMATS = ("folder", "npz")
 BATCH = 250
 WRITERS = 4
 LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
+
+LABELLED_ROUNDS = 6  # of drawing what is still missing; after that, images keep the class they were drawn for
 
 ImageBatches = Iterator[tuple[np.ndarray, int]]
 Advance = Callable[[int], None]
@@ -54,20 +57,47 @@ def images_per_class(noisy_counts: Sequence[float] | np.ndarray, *, samples: int
     return tuple(int(number) for number in numbers)
 
 
+def draw_images(
+    generator: Generator, numbers: Sequence[int], *, seed: int, label: Callable[[Tensor], Tensor] | None = None
+) -> ImageBatches:
+    """Yield (uint8 n×C×R×R, class) until there are `numbers` of each class.
+
+    Args:
+        generator: in evaluation mode.
+        numbers: images of each class.
+        seed: of the latent vectors.
+        label: the class of each of n×C×R×R uint8 images, int64 n; None: the class an image was drawn for, class by
+            class. What `label` finds of a class that is complete is left out; what is still missing after
+            `LABELLED_ROUNDS` rounds keeps the class it was drawn for.
+    """
+    random = torch.Generator().manual_seed(seed)
+    missing = torch.tensor(numbers)
+    for round_index in range(LABELLED_ROUNDS + 1):
+        if not missing.any():
+            return
+        labelling = label if round_index < LABELLED_ROUNDS else None
+        asked = torch.arange(len(missing)).repeat_interleave(missing)
+        if labelling is not None:  # so that what fills a class comes from all that resemble it, not from the first
+            asked = asked[torch.randperm(len(asked), generator=random)]
+        for classes in asked.split(BATCH):
+            images = _generate(generator, classes, random)
+            labels = classes if labelling is None else labelling(images).cpu()
+            for found in labels.unique().tolist():
+                chosen = images[(labels == found).to(images.device)][: int(missing[found])]
+                missing[found] -= len(chosen)
+                if len(chosen):
+                    yield chosen.cpu().contiguous().numpy(), found
+
+
 @torch.inference_mode()
-def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int) -> ImageBatches:
-    """Yield (uint8 n×C×R×R, class) class by class; an image depends on `seed` and the images before it, not on n."""
+def _generate(generator: Generator, classes: Tensor, random: torch.Generator) -> Tensor:
+    """Draw uint8 n×C×R×R images of n classes; an image depends on its class and on what `random` has drawn before."""
     device = next(generator.parameters()).device
-    random, dimension = torch.Generator().manual_seed(seed), generator.configuration.latent_dimension
-    for class_index, number in enumerate(numbers):
-        for start in range(0, number, BATCH):
-            count = min(BATCH, number - start)
-            # one by one: what torch draws for a whole batch depends on its size
-            latents = torch.stack([torch.randn(dimension, generator=random) for _ in range(count)])
-            classes = torch.full((count,), class_index, device=device)
-            with autocast(device):
-                images = generator(latents.to(device), classes)
-            yield (images * 255).round().to(torch.uint8).cpu().contiguous().numpy(), class_index
+    # one by one: what torch draws for a whole batch depends on its size
+    latents = torch.stack([torch.randn(generator.configuration.latent_dimension, generator=random) for _ in classes])
+    with autocast(device):
+        images = generator(latents.to(device), classes.to(device))
+    return (images * 255).round().to(torch.uint8)
 
 
 def write_image_folders(
@@ -92,24 +122,26 @@ def write_image_folders(
 def write_npz(
     folder: Path,
     batches: ImageBatches,
-    numbers: Sequence[int],
     classes: Sequence[str],
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int, int],
     *,
     advance: Advance = lambda count: None,
 ) -> None:
-    """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64, `classes` names; batch by batch."""
-    total = sum(numbers)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (total, *shape)}
+    """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64, `classes` names; batch by batch.
+
+    `shape` is that of `x`; the batches hold N images in all.
+    """
+    labels: list[np.ndarray] = []
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(folder / NPZ_FILE, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("x.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
-            for images, _ in batches:
+            for images, class_index in batches:
                 member.write((images.astype("<f4") / np.float32(255)).tobytes())
+                labels.append(np.full(len(images), class_index, dtype="<i8"))
                 advance(len(images))
         with archive.open("y.npy", "w", force_zip64=True) as member:
-            labels = np.repeat(np.arange(len(numbers), dtype="<i8"), numbers)
-            np.lib.format.write_array(member, labels, allow_pickle=False)
+            np.lib.format.write_array(member, np.concatenate(labels), allow_pickle=False)
         with archive.open("classes.npy", "w") as member:
             np.lib.format.write_array(member, np.array(classes, dtype=np.str_), allow_pickle=False)
 

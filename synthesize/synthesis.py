@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dpmepf.artifacts.artifact import Artifact
@@ -21,12 +22,14 @@ from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from dpmepf.synthesize.generator import save_generator
+from dpmepf.synthesize.generator import Generator, save_generator
+from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
-from dpmepf.synthesize.pictures import write_curve, write_preview
+from dpmepf.synthesize.pictures import preview_classes, preview_images, write_curve, write_preview
 from dpmepf.synthesize.record import run_record
 from dpmepf.synthesize.report import write_report
-from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
+from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, SynthesisSettings, settings_for
+from dpmepf.synthesize.targets import class_targets
 from dpmepf.synthesize.training import (
     FeatureFunction,
     GeneratorTraining,
@@ -48,6 +51,7 @@ class SynthesisRequest:
         overrides: settings that differ from the preset's, by name.
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
+        relabel: label an image by the released mean nearest to it, not by the class it was drawn for.
         device: auto, cpu, cuda or cuda:N.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
         resume: go on from a checkpoint at `output`, if there is one.
@@ -60,6 +64,7 @@ class SynthesisRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     image_format: str = "folder"
     samples: int | None = None
+    relabel: bool = True
     device: str = "auto"
     encoder_weights: Path | None = None
     resume: bool = False
@@ -126,7 +131,7 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
             artifact, feature_map, settings, device, folder, callbacks, checkpoint=checkpoint, sha256=sha256
         )
         sampling_began = time.monotonic()
-        _draw(folder, artifact, trained, numbers, request, settings, callbacks)
+        _draw(folder, artifact, feature_map, trained, numbers, request, settings, callbacks)
         now = time.monotonic()
         resumed_seconds = checkpoint.seconds if checkpoint else 0.0
         record = run_record(
@@ -136,6 +141,7 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
             numbers,
             file=request.artifact.name,
             image_format=request.image_format,
+            relabelled=request.relabel and len(artifact.classes) > 1,
             sha256=sha256,
             device=device,
             timings={
@@ -212,7 +218,7 @@ def _train(
         seconds = time.monotonic() - began
         state = training.state_dict()
         save_checkpoint(folder, Checkpoint(artifact_sha256=sha256, settings=settings, state=state, seconds=seconds))
-        write_preview(folder, training.averaged_generator(), artifact.classes)
+        write_preview(folder, preview_images(training.averaged_generator()), artifact.classes)
         write_curve(folder, training.losses)
 
     trained = train_generator(
@@ -235,6 +241,7 @@ def _train(
 def _draw(
     folder: Path,
     artifact: Artifact,
+    feature_map: FeatureFunction,
     trained: TrainedGenerator,
     numbers: tuple[int, ...],
     request: SynthesisRequest,
@@ -243,9 +250,18 @@ def _draw(
 ) -> None:
     generator, configuration = trained.generator, trained.generator.configuration
     save_generator(folder, generator, classes=artifact.classes)
-    write_preview(folder, generator, artifact.classes)
     write_curve(folder, trained.losses)
-    batches = sampling.draw_images(generator, numbers, seed=settings.seed)
+    label = None
+    if request.relabel and len(artifact.classes) > 1:
+        label = learn_discriminant(
+            generator,
+            class_targets(artifact),
+            feature_map,
+            ridge=settings.metric_ridge,
+            seed=LARGEST_SEED - settings.seed,
+        )
+    write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
+    batches = sampling.draw_images(generator, numbers, seed=settings.seed, label=label)
     total = sum(numbers)
 
     def advance(count: int) -> None:
@@ -254,5 +270,14 @@ def _draw(
     if request.image_format == "folder":
         sampling.write_image_folders(folder, batches, artifact.classes, advance=advance)
     else:
-        shape = (configuration.channels, configuration.resolution, configuration.resolution)
-        sampling.write_npz(folder, batches, numbers, artifact.classes, shape, advance=advance)
+        shape = (total, configuration.channels, configuration.resolution, configuration.resolution)
+        sampling.write_npz(folder, batches, artifact.classes, shape, advance=advance)
+
+
+def _first_images(generator: Generator, label: MeanDiscriminant | None, *, seed: int) -> np.ndarray:
+    """The images of `preview_classes`, drawn and labelled as the data set is."""
+    classes = preview_classes(generator.configuration.class_count)
+    found: list[list[np.ndarray]] = [[] for _ in range(generator.configuration.class_count)]
+    for images, class_index in sampling.draw_images(generator, np.bincount(classes).tolist(), seed=seed, label=label):
+        found[class_index].append(images)
+    return np.concatenate([part for parts in found for part in parts])

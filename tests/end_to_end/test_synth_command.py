@@ -108,7 +108,7 @@ def test_a_run_leaves_everything_that_is_promised(artifact: Path, tmp_path: Path
     assert record["artifact"]["sha256"] == hashlib.sha256(artifact.read_bytes()).hexdigest()
     assert (record["artifact"]["epsilon"], record["artifact"]["delta"]) == (2.0, 1e-5)
     assert record["settings"]["steps"] == len(record["losses"]["every_step"]) == 3
-    assert record["output"] == {"format": "folder", "images": 5}
+    assert record["output"] == {"format": "folder", "images": 5, "relabelled": True}
     generator, classes = load_generator(output)
     assert classes == CLASSES
     assert generator.configuration.resolution == 28
@@ -170,6 +170,13 @@ def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path
     assert run(artifact, "--output", output, "--resume", "--steps", 4, "--samples", 2).exit_code == 0
     assert (output / "generator.safetensors").read_bytes() != weights
     assert len(json.loads((output / "run.json").read_text("utf-8"))["losses"]["every_step"]) == 4
+
+
+def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run(artifact, "--output", output, "--no-relabel", *QUICK).exit_code == 0
+    assert json.loads((output / "run.json").read_text("utf-8"))["output"]["relabelled"] is False
+    assert "the generator was asked for" in (output / "report.html").read_text("utf-8")
 
 
 def test_an_existing_result_is_kept_unless_forced(artifact: Path, tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from dpmepf.synthesize.generator import GeneratorConfiguration, build_generator
-from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE, preview_classes, write_curve, write_preview
+from dpmepf.synthesize.pictures import (
+    CURVE_FILE,
+    PREVIEW_FILE,
+    preview_classes,
+    preview_images,
+    write_curve,
+    write_preview,
+)
 from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, write_report
 from dpmepf.synthesize.settings import PRESETS
 
@@ -66,7 +73,7 @@ def record(**artifact: Any) -> dict[str, Any]:
         "device": "cpu",
         "versions": {"dpmepf": "0.1.0"},
         "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000},
-        "output": {"format": "folder", "images": 42},
+        "output": {"format": "folder", "images": 42, "relabelled": True},
         "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0}],
         "timings": {
             "training_seconds": 61.0,
@@ -144,12 +151,12 @@ def test_the_preview_has_a_row_of_twelve_enlarged_images(
     )
     generator = build_generator(configuration, seed=0, device="cpu").eval()
     names = [f"a rather long class name {index}" for index in range(class_count)]
-    write_preview(tmp_path, generator, names)
+    write_preview(tmp_path, preview_images(generator), names)
     first = (tmp_path / PREVIEW_FILE).read_bytes()
     with Image.open(tmp_path / PREVIEW_FILE) as picture:
         assert picture.height == rows * 58 + 2
         assert picture.width >= 12 * 58 + 2
-    write_preview(tmp_path, generator, names)
+    write_preview(tmp_path, preview_images(generator), names)
     assert (tmp_path / PREVIEW_FILE).read_bytes() == first  # the same latent vectors every time
 
 

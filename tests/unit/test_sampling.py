@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize import sampling
@@ -47,7 +50,7 @@ def test_both_formats_hold_the_same_images(channels: int, tmp_path: Path) -> Non
     generator, numbers, classes = small_generator(channels), (3, 0, 9), ("a", "b", "c")
     advanced: list[int] = []
     write_image_folders(tmp_path, draw_images(generator, numbers, seed=1), classes, advance=advanced.append)
-    write_npz(tmp_path, draw_images(generator, numbers, seed=1), numbers, classes, (channels, 28, 28))
+    write_npz(tmp_path, draw_images(generator, numbers, seed=1), classes, (12, channels, 28, 28))
     assert sum(advanced) == 12
     with np.load(tmp_path / "gen.npz") as archive:
         x, y = archive["x"], archive["y"]
@@ -77,3 +80,40 @@ def test_another_seed_draws_other_images() -> None:
     generator = small_generator(1)
     one, two = (next(draw_images(generator, (2,), seed=seed))[0] for seed in (1, 2))
     assert not np.array_equal(one, two)
+
+
+def brightness_label(images: Tensor) -> Tensor:
+    """Halves of what is drawn, whatever class it was drawn for; never class 1."""
+    brightness = images.float().mean(dim=(1, 2, 3))
+    return torch.where(brightness > brightness.median(), 2, 0)
+
+
+def test_labelled_images_have_the_label_and_there_are_as_many_of_each_as_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "LABELLED_ROUNDS", 100)
+    numbers, counts = (40, 0, 90), Counter[int]()
+    for images, class_index in draw_images(small_generator(1), numbers, seed=1, label=count_pixels):
+        assert set(count_pixels(torch.from_numpy(images)).tolist()) == {class_index}
+        counts[class_index] += len(images)
+    assert counts == {0: 40, 2: 90}
+
+
+def test_a_class_that_no_image_is_labelled_with_is_filled_with_what_was_drawn_for_it() -> None:
+    drawn = list(draw_images(small_generator(1), (5, 7, 5), seed=1, label=brightness_label))
+    assert [sum(len(images) for images, found in drawn if found == label) for label in range(3)] == [5, 7, 5]
+    unlabelled = [images for images, found in drawn if found == 1]
+    assert len(unlabelled) == 1  # at once, in the last round
+
+
+def test_labelled_images_are_the_same_in_every_run(tmp_path: Path) -> None:
+    one, two = (
+        np.concatenate([images for images, _ in draw_images(small_generator(1), (9, 9, 9), seed=3, label=count_pixels)])
+        for _ in range(2)
+    )
+    assert np.array_equal(one, two)
+
+
+def count_pixels(images: Tensor) -> Tensor:
+    """A label that depends on nothing but the image: 0 or 2."""
+    return 2 * (images.flatten(1).sum(dim=1) % 2)

@@ -1,0 +1,110 @@
+"""Labels for generated images from what the release says of the classes: linear discriminant analysis.
+
+A generator is asked for a class, but what it draws may look more like another one: its class means are right while
+single images are not. Class means and the covariance within classes define the classifier that is best for Gaussian
+features of equal covariance: the class whose mean is nearest in the within-class metric (Fisher 1936; Hastie et al.,
+The Elements of Statistical Learning, section 4.3).
+
+The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
+error of its own. `shrunken_means` combines the two by their errors (empirical Bayes, as James and Stein 1961).
+
+Only the release and generated images enter: post-processing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.generator import Generator
+from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.sampling import draw_images
+from dpmepf.synthesize.targets import ClassTargets
+from dpmepf.synthesize.training import FeatureFunction
+
+IMAGES = 10_000  # drawn to learn from, over all classes
+FEWEST_OF_CLASS = 20
+
+
+class MeanDiscriminant:
+    """Which class an image belongs to: the one whose mean is nearest.
+
+    Args:
+        means: K×D class means.
+        metric: in which distances are measured.
+        features_of: the feature map.
+    """
+
+    def __init__(self, means: Tensor, metric: WithinClassMetric, features_of: FeatureFunction) -> None:
+        self.features_of = features_of
+        # From the centre of the means, ‖f − m‖² = ‖f‖² − 2·(f·Am − m·Am/2): the larger the bracket, the nearer.
+        self.centre = means.mean(dim=0)
+        offsets = means - self.centre
+        self.directions = metric.apply(offsets)  # K x D
+        self.thresholds = 0.5 * (self.directions * offsets).sum(dim=1)  # K
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the class, int64 N, of each of N×C×R×R uint8 images."""
+        return ((_features(self.features_of, images) - self.centre) @ self.directions.T - self.thresholds).argmax(dim=1)
+
+
+def learn_discriminant(
+    generator: Generator, targets: ClassTargets, features_of: FeatureFunction, *, ridge: float, seed: int
+) -> MeanDiscriminant:
+    """Draw images, and learn from them and from the released means which class an image belongs to.
+
+    Args:
+        generator: in evaluation mode.
+        targets: released class means.
+        features_of: the feature map, on the generator's device.
+        ridge: of the metric, see `WithinClassMetric`.
+        seed: of the latent vectors.
+    """
+    class_count = len(targets.means)
+    per_class = max(FEWEST_OF_CLASS, IMAGES // class_count)
+    device = next(generator.parameters()).device
+    generated = torch.zeros(targets.means.shape, device=device)
+    metric = WithinClassMetric(features_of.segments, ridge=ridge, noise_variance=0.0)
+    second_moments = [torch.zeros(s.channels, s.channels, device=device) for s in features_of.segments]
+    with torch.inference_mode():
+        for images, class_index in draw_images(generator, [per_class] * class_count, seed=seed):
+            features = _features(features_of, torch.from_numpy(images).to(device))
+            generated[class_index] += features.sum(dim=0) / per_class
+            for total, part in zip(second_moments, metric.second_moments(features), strict=True):
+                total += part
+        means, error_variance = shrunken_means(targets, generated)
+        metric.noise_variance = error_variance
+        metric.learn(second_moments, generated, per_class)
+        return MeanDiscriminant(means, metric, features_of)
+
+
+def shrunken_means(targets: ClassTargets, generated: Tensor) -> tuple[Tensor, float]:
+    """Estimate the true class means from the released and the generated ones.
+
+    With N_c the expected squared length of the noise in class c and L the mean squared error of a generated mean, the
+    combination of least expected error is generated + w_c·(released − generated) with w_c = L/(L + N_c); its error is
+    w_c·N_c. L is what ‖released − generated‖² exceeds N_c by, averaged over classes by the precision N_c^-2 of that.
+
+    Args:
+        targets: released class means, K×D.
+        generated: K×D.
+
+    Returns:
+        K×D estimates and the typical variance of their error in one coordinate.
+    """
+    dimension = generated.shape[1]
+    released = targets.means.to(generated.device)
+    noise = dimension * np.maximum(targets.noise_variance, 1e-18)
+    excess = (released - generated).square().sum(dim=1).double().cpu().numpy() - noise
+    error = max(float(np.average(excess, weights=noise**-2.0)), 0.0)
+    shares = torch.as_tensor(error / (error + noise), dtype=torch.float32, device=generated.device)
+    means = torch.lerp(generated, released, shares[:, None])
+    return means, float(np.median(error * noise / (error + noise))) / dimension
+
+
+def _features(features_of: FeatureFunction, images: Tensor) -> Tensor:
+    with autocast(images.device):
+        return features_of(images).float()

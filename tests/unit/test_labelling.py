@@ -1,0 +1,145 @@
+"""Images get the class of the nearest released mean, in the metric of the training."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from synthesis_stand_ins import RandomFeatureMap, squares
+from torch import Tensor, nn
+
+from dpmepf.shared.feature_map import Segment
+from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
+from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant, shrunken_means
+from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.sampling import draw_images
+from dpmepf.synthesize.targets import ClassTargets
+
+CLASSES, PER_CLASS, CHANNELS = 3, 200, 5
+SEGMENTS = (Segment("only", 1, 0, CHANNELS, channels=CHANNELS),)
+
+
+def gaussian_classes() -> tuple[Tensor, Tensor, Tensor]:
+    """Features, labels and means of classes that differ by 1 where the spread is 0.3, hidden beside a spread of 9."""
+    random = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=random))[0]
+    spread = torch.tensor([9.0, 0.3, 0.3, 1.0, 1.0])
+    means = torch.eye(CHANNELS)[[3, 1, 2]] @ rotation.T
+    labels = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+    return means[labels] + (spread * torch.randn(len(labels), CHANNELS, generator=random)) @ rotation.T, labels, means
+
+
+def metric_of(features: Tensor) -> WithinClassMetric:
+    metric = WithinClassMetric(SEGMENTS, ridge=1e-6, noise_variance=0.0)
+    metric.learn(metric.second_moments(features), features.view(CLASSES, PER_CLASS, -1).mean(dim=1), PER_CLASS)
+    return metric
+
+
+def test_the_label_is_the_class_whose_mean_is_nearest_in_mahalanobis_distance() -> None:
+    features, _, means = gaussian_classes()
+    metric = metric_of(features)
+    covariance = metric.covariances[0].double()
+    deviations = features.double()[:, None] - means.double()
+    distances = (deviations @ torch.linalg.inv(covariance) * deviations).sum(dim=2)  # N x K
+    discriminant = MeanDiscriminant(means, metric, lambda images: images)
+    assert (discriminant(features) == distances.argmin(dim=1)).double().mean() > 0.99  # ties apart, in float32
+
+
+def test_what_all_features_share_does_not_change_a_label() -> None:
+    features, _, means = gaussian_classes()
+    metric = metric_of(features)
+    shift = torch.full((CHANNELS,), 3.0)
+    labels = MeanDiscriminant(means, metric, lambda images: images)(features)
+    shifted = MeanDiscriminant(means + shift, metric, lambda images: images)(features + shift)
+    assert (labels == shifted).double().mean() > 0.99
+
+
+def test_the_metric_finds_classes_that_the_euclidean_distance_does_not() -> None:
+    """Planted: without the metric the loud direction decides, and labels are little better than guesses."""
+    features, truth, means = gaussian_classes()
+    euclidean = WithinClassMetric(SEGMENTS, ridge=1.0, noise_variance=0.0)  # has learned nothing
+
+    def accuracy(metric: WithinClassMetric) -> float:
+        labels = MeanDiscriminant(means, metric, lambda images: images)(features)
+        return float((labels == truth).double().mean())
+
+    assert accuracy(metric_of(features)) > accuracy(euclidean) + 0.1
+
+
+class ConfusedGenerator(nn.Module):
+    """Draws a square of the class it is asked for, or, one time in five, of the next class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.configuration = GeneratorConfiguration(
+            class_count=CLASSES,
+            resolution=28,
+            channels=1,
+            base_channels=1,
+            second_convolution=False,
+            latent_dimension=2,
+        )
+        self.place = nn.Parameter(torch.zeros(()))
+        self.patterns = (squares(CLASSES, 1) > 0).float()
+
+    def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
+        drawn = torch.where(latents[:, 0] < -0.8416, (classes + 1) % CLASSES, classes)
+        brightness = 0.6 + 0.4 * torch.sigmoid(latents[:, 1])
+        return self.patterns[drawn] * brightness[:, None, None, None]
+
+
+class PixelFeatureMap(RandomFeatureMap):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.float() / 255)
+
+
+def square_class(images: Tensor) -> Tensor:
+    patterns = (squares(CLASSES, 1) > 0).float().flatten(1)
+    return (images.float().flatten(1) @ patterns.T).argmax(dim=1)
+
+
+def released_squares(feature_map: RandomFeatureMap, noise_std: float) -> ClassTargets:
+    means = feature_map(squares(CLASSES, 50) * 255).view(CLASSES, 50, -1).mean(dim=1)
+    return ClassTargets(
+        means=means + noise_std * torch.randn(means.shape, generator=torch.Generator().manual_seed(3)),
+        counts=np.full(CLASSES, 50.0),
+        noise_variance=np.full(CLASSES, noise_std**2),
+    )
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.01])
+def test_a_generator_that_mixes_classes_up_gets_its_images_labelled_right(noise_std: float) -> None:
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
+    label = learn_discriminant(generator, released_squares(feature_map, noise_std), feature_map, ridge=0.3, seed=5)
+    right = {"asked": 0, "labelled": 0}
+    for how, labelling in (("asked", None), ("labelled", label)):
+        for images, class_index in draw_images(generator, (300, 300, 300), seed=0, label=labelling):
+            right[how] += int((square_class(torch.from_numpy(images)) == class_index).sum())
+    assert right["asked"] < 0.85 * 900
+    assert right["labelled"] > 0.99 * 900
+
+
+@pytest.mark.parametrize("error_std", [1e-4, 1e-2, 1.0])
+def test_shrunken_means_are_nearer_to_the_truth_than_either_estimate(error_std: float) -> None:
+    random = np.random.default_rng(0)
+    noise_std = np.array([0.01, 0.01, 0.02, 5.0])  # the last class has next to no records
+    truth = random.random((4, 2000))
+    generated = truth + error_std * random.standard_normal(truth.shape)
+    released = truth + noise_std[:, None] * random.standard_normal(truth.shape)
+    targets = ClassTargets(means=torch.from_numpy(released).float(), counts=np.ones(4), noise_variance=noise_std**2)
+    means, error_variance = shrunken_means(targets, torch.from_numpy(generated).float())
+    errors = ((means.numpy() - truth) ** 2).mean(axis=1)
+    best = 1 / (1 / noise_std**2 + 1 / error_std**2)  # of all combinations
+    np.testing.assert_allclose(errors, best, rtol=0.15, atol=3e-6)
+    assert error_variance == pytest.approx(np.median(best), rel=0.15, abs=3e-6)
+
+
+def test_without_noise_the_released_means_are_taken_as_they_are() -> None:
+    released, generated = torch.rand(3, 50), torch.rand(3, 50)
+    means, error_variance = shrunken_means(
+        ClassTargets(means=released, counts=np.ones(3), noise_variance=np.zeros(3)), generated
+    )
+    torch.testing.assert_close(means, released)
+    assert error_variance < 1e-12
