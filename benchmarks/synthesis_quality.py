@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, nargs="+", default=[1.0], help="privacy budgets, one table row each")
     parser.add_argument("--delta", type=float, default=1e-5, help="of every release")
     parser.add_argument("--runs", type=int, default=3, help="runs for each budget")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first run; the others count on from it")
     parser.add_argument("--preset", default="standard", help="of dpmepf-synth")
     parser.add_argument("--steps", type=int, help="of dpmepf-synth, by default the preset's")
     parser.add_argument("--classifiers", default="logistic,mlp,cnn", help="of dpmepf-eval")
@@ -77,7 +78,7 @@ def main() -> None:
         table.add_column(heading, justify="right")
     for epsilon in options.eps:
         runs = []
-        for seed in range(options.runs):
+        for seed in range(options.first_seed, options.first_seed + options.runs):
             with tempfile.TemporaryDirectory() as folder:
                 runs.append(one_run(options.data, real, epsilon, seed, options, Path(folder)))
             console.print(json.dumps(runs[-1]), soft_wrap=True)

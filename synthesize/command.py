@@ -51,7 +51,7 @@ from dpmepf.synthesize.training import GeneratorTraining
     "--relabel/--no-relabel",
     default=True,
     show_default=True,
-    help="Label an image by the released class mean nearest to it, or by the class it was drawn for.",
+    help="Correct the class that an image was drawn for where the class means say otherwise.",
 )
 @click.option(
     "--preset",

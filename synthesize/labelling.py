@@ -3,7 +3,8 @@
 A generator is asked for a class, but what it draws may look more like another one: its class means are right while
 single images are not. Class means and the covariance within classes define the classifier that is best for Gaussian
 features of equal covariance: the class whose mean is nearest in the within-class metric (Fisher 1936; Hastie et al.,
-The Elements of Statistical Learning, section 4.3).
+The Elements of Statistical Learning, section 4.3). Where it agrees with the class that was asked for, the image keeps
+that; where it finds that class improbable, the image gets the nearest; what lies between is left out.
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. `shrunken_means` combines the two by their errors (empirical Bayes, as James and Stein 1961).
@@ -16,20 +17,23 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.sampling import draw_images
+from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 from dpmepf.synthesize.training import FeatureFunction
 
 IMAGES = 10_000  # drawn to learn from, over all classes
 FEWEST_OF_CLASS = 20
+CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their features a second time
+IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
 
 
 class MeanDiscriminant:
-    """Which class an image belongs to: the one whose mean is nearest.
+    """Which class an image belongs to, by its distance from the class means.
 
     Args:
         means: K×D class means.
@@ -44,11 +48,30 @@ class MeanDiscriminant:
         offsets = means - self.centre
         self.directions = metric.apply(offsets)  # K x D
         self.thresholds = 0.5 * (self.directions * offsets).sum(dim=1)  # K
+        self.temperature = 1.0
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return N×K scores of N×D features: the higher, the nearer the class."""
+        return (features - self.centre) @ self.directions.T - self.thresholds
+
+    def calibrate(self, scores: Tensor, classes: Tensor) -> None:
+        """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
+
+        Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
+        far too much certainty.
+        """
+        spread = scores.std().clamp_min(1e-12)
+        temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
+        losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
+        self.temperature = float(temperatures[losses.argmin()])
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the class, int64 N, of each of N×C×R×R uint8 images."""
-        return ((_features(self.features_of, images) - self.centre) @ self.directions.T - self.thresholds).argmax(dim=1)
+    def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
+        """Return the class of each of N×C×R×R uint8 images that were drawn for classes `asked`, or `LEFT_OUT`."""
+        probabilities = (self.scores(_features(self.features_of, images)) / self.temperature).softmax(dim=1)
+        nearest = probabilities.argmax(dim=1)
+        of_asked = probabilities.gather(1, asked[:, None]).squeeze(1)
+        return torch.where((nearest == asked) | (of_asked < IMPROBABLE), nearest, LEFT_OUT)
 
 
 def learn_discriminant(
@@ -69,16 +92,23 @@ def learn_discriminant(
     generated = torch.zeros(targets.means.shape, device=device)
     metric = WithinClassMetric(features_of.segments, ridge=ridge, noise_variance=0.0)
     second_moments = [torch.zeros(s.channels, s.channels, device=device) for s in features_of.segments]
+    kept: list[tuple[Tensor, int]] = []  # images to calibrate on
     with torch.inference_mode():
         for images, class_index in draw_images(generator, [per_class] * class_count, seed=seed):
-            features = _features(features_of, torch.from_numpy(images).to(device))
+            batch = torch.from_numpy(images).to(device)
+            features = _features(features_of, batch)
             generated[class_index] += features.sum(dim=0) / per_class
             for total, part in zip(second_moments, metric.second_moments(features), strict=True):
                 total += part
+            kept.append((batch[::CALIBRATION_STRIDE], class_index))
         means, error_variance = shrunken_means(targets, generated)
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
-        return MeanDiscriminant(means, metric, features_of)
+        discriminant = MeanDiscriminant(means, metric, features_of)
+        scores = torch.cat([discriminant.scores(_features(features_of, batch)) for batch, _ in kept])
+        classes = torch.cat([torch.full((len(batch),), index, device=device) for batch, index in kept])
+        discriminant.calibrate(scores, classes)
+    return discriminant
 
 
 def shrunken_means(targets: ClassTargets, generated: Tensor) -> tuple[Tensor, float]:

@@ -38,7 +38,7 @@ def run_record(
         numbers: images drawn of each class.
         file: name of the artifact's file.
         image_format: `folder` or `npz`.
-        relabelled: whether images are labelled by the nearest released mean.
+        relabelled: whether the class means corrected the classes that images were drawn for.
         sha256: of the artifact's file, in hexadecimal.
         device: that trained.
         timings: in seconds, with `training_seconds`.

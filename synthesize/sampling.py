@@ -24,9 +24,11 @@ BATCH = 250
 WRITERS = 4
 LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
 
+LEFT_OUT = -1
 LABELLED_ROUNDS = 6  # of drawing what is still missing; after that, images keep the class they were drawn for
 
 ImageBatches = Iterator[tuple[np.ndarray, int]]
+Label = Callable[[Tensor, Tensor], Tensor]
 Advance = Callable[[int], None]
 
 
@@ -57,18 +59,16 @@ def images_per_class(noisy_counts: Sequence[float] | np.ndarray, *, samples: int
     return tuple(int(number) for number in numbers)
 
 
-def draw_images(
-    generator: Generator, numbers: Sequence[int], *, seed: int, label: Callable[[Tensor], Tensor] | None = None
-) -> ImageBatches:
+def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int, label: Label | None = None) -> ImageBatches:
     """Yield (uint8 n×C×R×R, class) until there are `numbers` of each class.
 
     Args:
         generator: in evaluation mode.
         numbers: images of each class.
         seed: of the latent vectors.
-        label: the class of each of n×C×R×R uint8 images, int64 n; None: the class an image was drawn for, class by
-            class. What `label` finds of a class that is complete is left out; what is still missing after
-            `LABELLED_ROUNDS` rounds keeps the class it was drawn for.
+        label: the class, or `LEFT_OUT`, of each of n×C×R×R uint8 images that were drawn for n classes; None: the class
+            an image was drawn for, class by class. What `label` finds of a class that is complete is left out; what
+            is still missing after `LABELLED_ROUNDS` rounds keeps the class it was drawn for.
     """
     random = torch.Generator().manual_seed(seed)
     missing = torch.tensor(numbers)
@@ -81,8 +81,8 @@ def draw_images(
             asked = asked[torch.randperm(len(asked), generator=random)]
         for classes in asked.split(BATCH):
             images = _generate(generator, classes, random)
-            labels = classes if labelling is None else labelling(images).cpu()
-            for found in labels.unique().tolist():
+            labels = classes if labelling is None else labelling(images, classes.to(images.device)).cpu()
+            for found in labels[labels != LEFT_OUT].unique().tolist():
                 chosen = images[(labels == found).to(images.device)][: int(missing[found])]
                 missing[found] -= len(chosen)
                 if len(chosen):

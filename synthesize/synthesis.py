@@ -51,7 +51,7 @@ class SynthesisRequest:
         overrides: settings that differ from the preset's, by name.
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
-        relabel: label an image by the released mean nearest to it, not by the class it was drawn for.
+        relabel: correct the class that an image was drawn for where the class means say otherwise.
         device: auto, cpu, cuda or cuda:N.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
         resume: go on from a checkpoint at `output`, if there is one.

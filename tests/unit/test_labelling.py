@@ -14,7 +14,7 @@ from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant, shrunken_means
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.sampling import draw_images
+from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 
 CLASSES, PER_CLASS, CHANNELS = 3, 200, 5
@@ -31,6 +31,10 @@ def gaussian_classes() -> tuple[Tensor, Tensor, Tensor]:
     return means[labels] + (spread * torch.randn(len(labels), CHANNELS, generator=random)) @ rotation.T, labels, means
 
 
+def identity(images: Tensor) -> Tensor:
+    return images
+
+
 def metric_of(features: Tensor) -> WithinClassMetric:
     metric = WithinClassMetric(SEGMENTS, ridge=1e-6, noise_variance=0.0)
     metric.learn(metric.second_moments(features), features.view(CLASSES, PER_CLASS, -1).mean(dim=1), PER_CLASS)
@@ -43,17 +47,19 @@ def test_the_label_is_the_class_whose_mean_is_nearest_in_mahalanobis_distance() 
     covariance = metric.covariances[0].double()
     deviations = features.double()[:, None] - means.double()
     distances = (deviations @ torch.linalg.inv(covariance) * deviations).sum(dim=2)  # N x K
-    discriminant = MeanDiscriminant(means, metric, lambda images: images)
-    assert (discriminant(features) == distances.argmin(dim=1)).double().mean() > 0.99  # ties apart, in float32
+    discriminant = MeanDiscriminant(means, metric, identity)
+    assert (
+        discriminant.scores(features).argmax(dim=1) == distances.argmin(dim=1)
+    ).double().mean() > 0.99  # ties apart, in float32
 
 
 def test_what_all_features_share_does_not_change_a_label() -> None:
     features, _, means = gaussian_classes()
     metric = metric_of(features)
     shift = torch.full((CHANNELS,), 3.0)
-    labels = MeanDiscriminant(means, metric, lambda images: images)(features)
-    shifted = MeanDiscriminant(means + shift, metric, lambda images: images)(features + shift)
-    assert (labels == shifted).double().mean() > 0.99
+    scores = MeanDiscriminant(means, metric, identity).scores(features)
+    shifted = MeanDiscriminant(means + shift, metric, identity).scores(features + shift)
+    torch.testing.assert_close(scores, shifted, rtol=1e-3, atol=1e-3)
 
 
 def test_the_metric_finds_classes_that_the_euclidean_distance_does_not() -> None:
@@ -62,10 +68,28 @@ def test_the_metric_finds_classes_that_the_euclidean_distance_does_not() -> None
     euclidean = WithinClassMetric(SEGMENTS, ridge=1.0, noise_variance=0.0)  # has learned nothing
 
     def accuracy(metric: WithinClassMetric) -> float:
-        labels = MeanDiscriminant(means, metric, lambda images: images)(features)
-        return float((labels == truth).double().mean())
+        scores = MeanDiscriminant(means, metric, identity).scores(features)
+        return float((scores.argmax(dim=1) == truth).double().mean())
 
     assert accuracy(metric_of(features)) > accuracy(euclidean) + 0.1
+
+
+def test_the_temperature_recovers_how_certain_scores_are() -> None:
+    """Classes drawn by softmax(scores): scores seven times too large need a temperature of seven."""
+    random = torch.Generator().manual_seed(0)
+    scores = 2 * torch.randn(20_000, CLASSES, generator=random)
+    classes = torch.multinomial(scores.softmax(dim=1), 1, generator=random).squeeze(1)
+    discriminant = MeanDiscriminant(torch.eye(CLASSES), WithinClassMetric((), ridge=1.0, noise_variance=0.0), identity)
+    discriminant.calibrate(7 * scores, classes)
+    assert discriminant.temperature == pytest.approx(7.0, rel=0.06)
+
+
+def test_agreement_is_kept_the_improbable_is_corrected_and_the_doubtful_is_left_out() -> None:
+    metric = WithinClassMetric((Segment("only", 1, 0, 3, channels=3),), ridge=1.0, noise_variance=0.0)
+    discriminant = MeanDiscriminant(torch.eye(3), metric, identity)  # Euclidean; scores differ as coordinates do
+    images = torch.tensor([[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.5, 1.0, -9.0]])
+    assert discriminant(images, torch.tensor([0, 0, 0])).tolist() == [0, 1, LEFT_OUT]
+    assert discriminant(images, torch.tensor([0, 1, 1])).tolist() == [0, 1, 1]
 
 
 class ConfusedGenerator(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
-from dpmepf.synthesize.sampling import draw_images, images_per_class, write_image_folders, write_npz
+from dpmepf.synthesize.sampling import LEFT_OUT, draw_images, images_per_class, write_image_folders, write_npz
 
 
 def small_generator(channels: int) -> Generator:
@@ -82,10 +82,10 @@ def test_another_seed_draws_other_images() -> None:
     assert not np.array_equal(one, two)
 
 
-def brightness_label(images: Tensor) -> Tensor:
-    """Halves of what is drawn, whatever class it was drawn for; never class 1."""
+def brightness_label(images: Tensor, _: Tensor) -> Tensor:
+    """Halves of what is drawn, whatever class it was drawn for, are left out or of class 0 or 2; never class 1."""
     brightness = images.float().mean(dim=(1, 2, 3))
-    return torch.where(brightness > brightness.median(), 2, 0)
+    return torch.where(brightness > brightness.median(), 2, torch.where(brightness > brightness.mean(), LEFT_OUT, 0))
 
 
 def test_labelled_images_have_the_label_and_there_are_as_many_of_each_as_asked(
@@ -93,7 +93,9 @@ def test_labelled_images_have_the_label_and_there_are_as_many_of_each_as_asked(
 ) -> None:
     monkeypatch.setattr(sampling, "LABELLED_ROUNDS", 100)
     numbers, counts = (40, 0, 90), Counter[int]()
-    for images, class_index in draw_images(small_generator(1), numbers, seed=1, label=count_pixels):
+    for images, class_index in draw_images(
+        small_generator(1), numbers, seed=1, label=lambda images, _: count_pixels(images)
+    ):
         assert set(count_pixels(torch.from_numpy(images)).tolist()) == {class_index}
         counts[class_index] += len(images)
     assert counts == {0: 40, 2: 90}
@@ -108,7 +110,14 @@ def test_a_class_that_no_image_is_labelled_with_is_filled_with_what_was_drawn_fo
 
 def test_labelled_images_are_the_same_in_every_run(tmp_path: Path) -> None:
     one, two = (
-        np.concatenate([images for images, _ in draw_images(small_generator(1), (9, 9, 9), seed=3, label=count_pixels)])
+        np.concatenate(
+            [
+                images
+                for images, _ in draw_images(
+                    small_generator(1), (9, 9, 9), seed=3, label=lambda images, _: count_pixels(images)
+                )
+            ]
+        )
         for _ in range(2)
     )
     assert np.array_equal(one, two)
