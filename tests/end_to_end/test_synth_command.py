@@ -23,7 +23,7 @@ from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
-from dpmepf.synthesize import sampling, training
+from dpmepf.synthesize import labelling, sampling, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 
@@ -38,6 +38,11 @@ FILES = {
     "report.html",
     "run.json",
 }
+
+
+@pytest.fixture(autouse=True)
+def _learn_labels_from_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "IMAGES", 100)
 
 
 @pytest.fixture(scope="module")
