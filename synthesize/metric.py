@@ -75,12 +75,18 @@ class WithinClassMetric:
             return torch.cat([(inverse @ part).flatten(1) for inverse, part in parts], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"covariances": self.covariances, "inverses": self.inverses, "steps": self.steps}
+        return {
+            "covariances": self.covariances,
+            "inverses": self.inverses,
+            "steps": self.steps,
+            "noise_variance": self.noise_variance,
+        }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.covariances = [covariance.to(device) for covariance in state["covariances"]]
         self.inverses = [inverse.to(device) for inverse in state["inverses"]]
         self.steps = int(state["steps"])
+        self.noise_variance = float(state["noise_variance"])
 
     def _parts(self, vectors: Tensor) -> list[Tensor]:
         return [segment.of(vectors) for segment in self.segments]  # N x channels x positions

@@ -47,14 +47,15 @@ class MeanEmbeddingObjective:
         mean_memory: float = 0.0,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.means = targets.means.to(device)
+        self.released = targets.means.to(device)
+        self.aim = self.released
         self.metric = metric
         self.class_weights = torch.as_tensor(targets.class_weights, dtype=torch.float32, device=device)
         noise_variance = torch.as_tensor(targets.noise_variance, dtype=torch.float32, device=device)
-        self.noise_energy = noise_variance * self.means.shape[1]  # K
+        self.noise_energy = noise_variance * self.released.shape[1]  # K
         self.mean_memory = mean_memory
-        self.remembered_means = torch.zeros_like(self.means) if mean_memory else None
-        self.remembered = torch.zeros(len(self.means), dtype=torch.bool, device=device)
+        self.remembered_means = torch.zeros_like(self.released) if mean_memory else None
+        self.remembered = torch.zeros(len(self.released), dtype=torch.bool, device=device)
 
     def backward(
         self, images: Tensor, classes: Tensor, features_of: FeatureFunction, *, micro_batch_size: int | None = None
@@ -73,7 +74,7 @@ class MeanEmbeddingObjective:
         """
         per_class = len(images) // len(classes)
         slots = torch.arange(len(classes), device=images.device).repeat_interleave(per_class)  # image -> its class
-        sums = torch.zeros(len(classes), self.means.shape[1], device=images.device)
+        sums = torch.zeros(len(classes), self.released.shape[1], device=images.device)
         squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
         second_moments: list[list[Tensor]] = []  # by part of the batch
 
@@ -112,9 +113,22 @@ class MeanEmbeddingObjective:
         self._remember(classes, sums / per_class)
         return self._loss(classes, sums / per_class, squares / per_class, per_class)
 
+    def aim_at(self, means: Tensor, *, error_variance: float) -> None:
+        """Train towards better estimates of the true means than the released ones, which losses still refer to.
+
+        Args:
+            means: K×D.
+            error_variance: of one coordinate.
+        """
+        self.aim = means
+        if self.metric is not None:
+            self.metric.noise_variance = error_variance
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what later steps depend on: the metric and the remembered means, if any."""
+        """Return what later steps depend on: the metric, the remembered means and what is aimed at, if any."""
         state: dict[str, Any] = {}
+        if self.aim is not self.released:
+            state["aim"] = self.aim
         if self.metric is not None:
             state["metric"] = self.metric.state_dict()
         if self.remembered_means is not None:
@@ -122,8 +136,10 @@ class MeanEmbeddingObjective:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "aim" in state:
+            self.aim = state["aim"].to(self.released.device)
         if self.metric is not None:
-            self.metric.load_state_dict(state["metric"], self.means.device)
+            self.metric.load_state_dict(state["metric"], self.released.device)
         if self.remembered_means is not None:
             self.remembered_means.copy_(state["remembered_means"])
             self.remembered.copy_(state["remembered"])
@@ -137,11 +153,11 @@ class MeanEmbeddingObjective:
             share = (self.remembered[classes] * memory)[:, None]
             repulsion = torch.lerp(repulsion, self.remembered_means[classes], share)
         scale = 2.0 / (per_class * class_count) * self.class_weights[classes][:, None]
-        residual = repulsion - self.means[classes]
+        residual = repulsion - self.aim[classes]
         return scale * (residual if self.metric is None else self.metric.apply(residual))
 
     def _loss(self, classes: Tensor, means: Tensor, squares: Tensor, per_class: int) -> float:
-        released = self.means[classes]
+        released = self.released[classes]
         pairs = means.square().sum(dim=1)  # ‖mean φ‖², the pairs of an image with itself included
         if per_class > 1:
             pairs = (per_class * pairs - squares) / (per_class - 1)

@@ -84,7 +84,7 @@ class SynthesisCallbacks:
     Fields:
         on_start: called once, before the first step, with the folder where previews appear.
         on_step: called after every training step.
-        on_images: called with the number of images just written and the number to write.
+        on_images: called with the number of images just written, first 0, and the number to write.
         stop_requested: asked after every step; True ends the run with `TrainingStopped`, a checkpoint kept.
         snapshot_seconds: time between checkpoints and previews.
     """
@@ -249,8 +249,14 @@ def _draw(
     callbacks: SynthesisCallbacks,
 ) -> None:
     generator, configuration = trained.generator, trained.generator.configuration
+    total = sum(numbers)
+
+    def advance(count: int) -> None:
+        callbacks.on_images(count, total)
+
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)
+    advance(0)
     label = None
     if request.relabel and len(artifact.classes) > 1:
         label = learn_discriminant(
@@ -262,11 +268,6 @@ def _draw(
         )
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
     batches = sampling.draw_images(generator, numbers, seed=settings.seed, label=label)
-    total = sum(numbers)
-
-    def advance(count: int) -> None:
-        callbacks.on_images(count, total)
-
     if request.image_format == "folder":
         sampling.write_image_folders(folder, batches, artifact.classes, advance=advance)
     else:

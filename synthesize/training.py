@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.denoising import denoised_means
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
@@ -29,6 +30,9 @@ FEWEST_IMAGES_PER_CLASS = 4
 RECALIBRATION_BATCHES = 10
 RECALIBRATION_IMAGES = 200
 ADAM_BETAS = (0.5, 0.99)
+NOISY = 1.0  # expected squared length of a mean's noise from which means are denoised; a mean of features is at most 1
+DENOISED_AFTER = (0.15, 0.3, 0.6)  # shares of the steps: each time the images tell better in which directions they vary
+DENOISING_IMAGES = 2_000
 
 
 class TrainingError(DpmepfError):
@@ -146,14 +150,12 @@ class GeneratorTraining:
             self.generator, multi_avg_fn=_warmed_up_average(settings.average_decay), use_buffers=True
         )
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
-        targets = class_targets(artifact)
+        self.targets = class_targets(artifact)
+        noise_variance = float(np.median(self.targets.noise_variance))
+        self.noisy = self.targets.means.shape[1] * noise_variance > NOISY
         self.objective = MeanEmbeddingObjective(
-            targets,
-            metric=WithinClassMetric(
-                feature_map.segments,
-                ridge=settings.metric_ridge,
-                noise_variance=float(np.median(targets.noise_variance)),
-            ),
+            self.targets,
+            metric=WithinClassMetric(feature_map.segments, ridge=settings.metric_ridge, noise_variance=noise_variance),
             mean_memory=settings.mean_memory,
             device=self.device,
         )
@@ -172,6 +174,8 @@ class GeneratorTraining:
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are as before the step.
         """
+        if self.noisy and self.step in [math.ceil(share * self.settings.steps) for share in DENOISED_AFTER]:
+            self._denoise_targets()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(self.step)
         classes = self.schedule.next_classes(self.random).to(self.device)
@@ -192,6 +196,25 @@ class GeneratorTraining:
         self.optimizer.step()
         self.average.update_parameters(self.generator)
         self.losses.append(loss)
+
+    @torch.no_grad()
+    def _denoise_targets(self) -> None:
+        """Train from now on towards the released means less the noise that no image could have caused."""
+        class_count = self.configuration.class_count
+        per_class = max(2, DENOISING_IMAGES // class_count)
+        chosen = torch.randperm(class_count, generator=self.random)[: DENOISING_IMAGES // per_class].to(self.device)
+        parts = chosen.repeat_interleave(per_class).split(self.schedule.images_per_batch)
+        generator, features = self.averaged_generator(), []
+        with autocast(self.device):
+            for classes in parts:
+                latents = torch.randn(len(classes), self.settings.latent_dimension, generator=self.random)
+                features.append(self.feature_map(generator(latents.to(self.device), classes)).float())
+        means, error_variance = denoised_means(
+            self.targets.means.to(self.device),
+            self.targets.noise_variance,
+            torch.cat(features).unflatten(0, (len(chosen), per_class)),
+        )
+        self.objective.aim_at(means, error_variance=error_variance)
 
     def averaged_generator(self) -> Generator:
         """Return the averaged generator itself, in evaluation mode, with averaged batch-norm statistics: a preview."""

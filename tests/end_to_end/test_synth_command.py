@@ -41,8 +41,9 @@ FILES = {
 
 
 @pytest.fixture(autouse=True)
-def _learn_labels_from_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def _learn_from_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "IMAGES", 100)
+    monkeypatch.setattr(training, "DENOISING_IMAGES", 40)
 
 
 @pytest.fixture(scope="module")

@@ -151,3 +151,24 @@ def test_remembered_means_repel_along_with_the_batch_and_are_restored_from_a_sta
     torch.testing.assert_close(second.grad, torch.full((2, 3), 5.0))
     assert restored.remembered_means is not None
     torch.testing.assert_close(restored.remembered_means[1], torch.full((3,), 0.75 * 4 + 0.25 * 8))
+
+
+def test_what_is_aimed_at_decides_the_gradient_and_not_the_loss_and_is_restored_from_a_state() -> None:
+    random = torch.Generator().manual_seed(0)
+    means, aim = torch.randn(2, 5, generator=random), torch.randn(2, 5, generator=random)
+    features, classes = torch.randn(6, 5, generator=random), torch.tensor([0, 1])
+
+    def gradient_and_loss(objective: MeanEmbeddingObjective) -> tuple[Tensor, float]:
+        leaf = features.clone().requires_grad_()
+        loss = objective.backward(leaf, classes, identity)
+        assert leaf.grad is not None
+        return leaf.grad, loss
+
+    of_released, of_aim = MeanEmbeddingObjective(targets(means)), MeanEmbeddingObjective(targets(aim))
+    objective, restored = MeanEmbeddingObjective(targets(means)), MeanEmbeddingObjective(targets(means))
+    objective.aim_at(aim, error_variance=0.1)
+    restored.load_state_dict(objective.state_dict())
+    for aimed in (objective, restored):
+        gradient, loss = gradient_and_loss(aimed)
+        assert torch.equal(gradient, gradient_and_loss(of_aim)[0])
+        assert loss == gradient_and_loss(of_released)[1]

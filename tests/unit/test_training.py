@@ -27,6 +27,7 @@ from dpmepf.synthesize.training import (
 @pytest.fixture(autouse=True)
 def recalibrate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_module, "RECALIBRATION_IMAGES", 20)
+    monkeypatch.setattr(training_module, "DENOISING_IMAGES", 40)
 
 
 def train(release: StandInRelease, settings: SynthesisSettings, **arguments: object) -> TrainedGenerator:
@@ -55,11 +56,13 @@ def test_every_class_gets_its_own_images() -> None:
 
 
 @pytest.mark.parametrize("class_count", [1, 2, 7])
-@pytest.mark.parametrize("mean_memory", [0.0, 0.5])
+@pytest.mark.parametrize(("mean_memory", "denoised"), [(0.0, False), (0.5, False), (0.0, True)])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
-    class_count: int, mean_memory: float, tmp_path: Path
+    class_count: int, mean_memory: float, denoised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, through a checkpoint on disk; with 7 classes and 12 images the classes take turns."""
+    if denoised:  # before steps 2, 3 and 5
+        monkeypatch.setattr(training_module, "NOISY", 0.0)
     release = release_of_squares(RandomFeatureMap(), class_count=class_count, noise_std=0.2)
     settings = small_settings(steps=7, mean_memory=mean_memory, micro_batch_size=5)
     whole = train(release, settings)
@@ -80,6 +83,21 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert resumed.losses == whole.losses
     for name, tensor in weights_of(whole).items():
         assert torch.equal(tensor, weights_of(resumed)[name]), name
+
+
+@pytest.mark.parametrize(("per_class", "denoised"), [(50, False), (2, True)])
+def test_means_are_denoised_where_their_noise_is_longer_than_they_can_be(per_class: int, denoised: bool) -> None:
+    feature_map = RandomFeatureMap()
+    release = release_of_squares(feature_map, per_class=per_class, noise_std=0.5)
+    release.noisy_counts[:], release.noise_std_counts = per_class, 0.1
+    training = GeneratorTraining(release, feature_map, small_settings(steps=4))  # type: ignore[arg-type]
+    truth = torch.from_numpy(release_of_squares(feature_map, per_class=per_class).sums).float() / per_class
+    released_error = float((training.objective.aim - truth).square().sum())
+    for _ in range(4):
+        training.run_step()
+    error = float((training.objective.aim - truth).square().sum())
+    assert (error < 0.5 * released_error) == denoised
+    assert (error == released_error) == (not denoised)
 
 
 def test_the_seed_decides_the_result_and_torchs_own_seed_does_not() -> None:
