@@ -25,12 +25,21 @@ console = Console(stderr=True)
 
 
 def find_mnist() -> Path | None:
-    """The folder with MNIST's IDX files, plain or gzipped."""
-    roots = [os.environ.get("DPMEPF_MNIST"), "../shared/data/MNIST/raw", "data/MNIST/raw", "~/data/MNIST/raw"]
-    for root in roots:
-        folder = Path(root).expanduser() if root else None
-        if folder is not None and any(folder.glob("train-images-idx3-ubyte*")):
-            return folder
+    """The folder with MNIST's IDX files, plain or gzipped; None if there is none in the usual places.
+
+    Raises:
+        SystemExit: the folder named in $DPMEPF_MNIST holds none.
+    """
+    named = os.environ.get("DPMEPF_MNIST")
+    for root in [named] if named else ["../shared/data/MNIST", "data/MNIST", "~/data/MNIST"]:
+        for folder in (Path(root).expanduser(), Path(root).expanduser() / "raw"):
+            if any(folder.glob("train-images-idx3-ubyte*")):
+                return folder
+    if named:
+        sys.exit(
+            f"Error: DPMEPF_MNIST is {named}, but neither that folder nor raw/ in it holds train-images-idx3-ubyte or "
+            "train-images-idx3-ubyte.gz: name the folder that does, or unset it to use scikit-learn's digits"
+        )
     return None
 
 
