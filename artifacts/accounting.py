@@ -1,17 +1,18 @@
-"""Trusted core: the exact (epsilon, delta) of one Gaussian release, and of the discrete Gaussian that is released.
+"""Trusted core: the exact (epsilon, delta) of Gaussian releases, and of the discrete Gaussians that are released.
 
 The continuous mechanism is judged by the exact condition of Balle and Wang (ICML 2018, Theorem 8); with μ = Δ/σ,
 
     δ(ε) = Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ),
 
 in arithmetic of as many digits as its cancellation needs. The discrete mechanism pays an explicit surcharge for the
-lattice. Directions: every reported δ and ε is rounded up, every σ is rounded up. Proofs: PROOF.md, sections 2 and 3.
+lattice. Directions: every reported δ and ε is rounded up, every σ is rounded up. Proofs: PROOF.md, sections 2, 3 and 6.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -28,6 +29,8 @@ _LARGEST_EPSILON = 1e6
 _NOISE_MULTIPLIERS = (1e-12, 1e20)  # σ/Δ outside these bounds is a mistake, and would cost unbounded digits
 
 Real = Any  # an mpmath number of `_MP`
+Lattices = Sequence[tuple[Real, int]]
+"""σ in lattice units and number of coordinates of each release."""
 
 
 class PrivacyParameterError(UsageError):
@@ -125,10 +128,7 @@ def discrete_gaussian_delta(epsilon: float, *, sensitivity: float, sigma: float,
     Raises:
         PrivacyParameterError: an argument is not finite or outside its range.
     """
-    _check_epsilon(epsilon, zero_allowed=True)
-    _check_lattice(sigma, coordinates)
-    mu = _signal_to_noise(sensitivity, sigma)
-    return _float_up(_discrete_delta(_MP.mpf(epsilon), mu, _MP.mpf(sigma), coordinates))
+    return composed_delta(epsilon, [DiscreteGaussian(sensitivity=sensitivity, sigma=sigma, coordinates=coordinates)])
 
 
 def discrete_gaussian_epsilon(delta: float, *, sensitivity: float, sigma: float, coordinates: int) -> float:
@@ -137,17 +137,64 @@ def discrete_gaussian_epsilon(delta: float, *, sensitivity: float, sigma: float,
     Guarantee, Assumes, Source, Args, Raises: as `discrete_gaussian_delta`, which it inverts for `delta` in (0, 1):
     `discrete_gaussian_delta(returned ε) <= delta`.
     """
+    return composed_epsilon(delta, [DiscreteGaussian(sensitivity=sensitivity, sigma=sigma, coordinates=coordinates)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteGaussian:
+    """One discrete Gaussian mechanism: Args and Raises of `discrete_gaussian_delta`."""
+
+    sensitivity: float
+    sigma: float
+    coordinates: int
+
+    def __post_init__(self) -> None:
+        _check_lattice(self.sigma, self.coordinates)
+        _signal_to_noise(self.sensitivity, self.sigma)
+
+
+def composed_delta(epsilon: float, releases: Sequence[DiscreteGaussian]) -> float:
+    """A δ at which several discrete Gaussian releases of the same records are together (ε, δ)-DP, rounded up.
+
+    Guarantee:
+        All outputs of `releases` together are (epsilon, returned δ)-DP.
+    Assumes:
+        Every release is as `discrete_gaussian_delta` assumes, with noise of its own, its parameters not chosen by
+        looking at the noise of another (PROOF.md, section 6, says how little is lost where they are).
+    Source:
+        PROOF.md, theorem of section 6: Gaussian mechanisms compose to one with μ² = Σ μᵢ² (Dong, Roth and Su 2022,
+        corollary 3.3), and the lattice surcharges add up.
+
+    Args:
+        epsilon: >= 0, in nats.
+        releases: any number of them, none included.
+
+    Returns:
+        δ in (0, 1]; 0 for no release.
+    Raises:
+        PrivacyParameterError: epsilon is not finite or outside its range.
+    """
+    _check_epsilon(epsilon, zero_allowed=True)
+    if not releases:
+        return 0.0
+    return _float_up(_discrete_delta(_MP.mpf(epsilon), _composed_signal_to_noise(releases), _lattices(releases)))
+
+
+def composed_epsilon(delta: float, releases: Sequence[DiscreteGaussian]) -> float:
+    """A float ε, rounded up, at which several releases are together (ε, δ)-DP; 0 for no release.
+
+    Guarantee, Assumes, Source, Args, Raises: as `composed_delta`, which it inverts for `delta` in (0, 1):
+    `composed_delta(returned ε) <= delta`.
+    """
     _check_delta(delta)
-    _check_lattice(sigma, coordinates)
-    mu = _signal_to_noise(sensitivity, sigma)
-    target = _MP.mpf(delta)
+    if not releases:
+        return 0.0
+    mu, lattices, target = _composed_signal_to_noise(releases), _lattices(releases), _MP.mpf(delta)
     guess = _solve_epsilon(target, mu)
-    below, above = _lattice_surcharge(guess, target, _MP.mpf(sigma), coordinates)
+    below, above = _lattice_surcharge(guess, target, lattices)
     guess = _solve_epsilon(target * _MP.exp(-below) * (1 - _MP.exp(-_TAIL_NATS)), mu) + below + above
     return _smallest_float(
-        lambda epsilon: _discrete_delta(_MP.mpf(epsilon), mu, _MP.mpf(sigma), coordinates) <= delta,
-        float(guess),
-        least=0.0,
+        lambda epsilon: _discrete_delta(_MP.mpf(epsilon), mu, lattices) <= delta, float(guess), least=0.0
     )
 
 
@@ -176,7 +223,7 @@ def calibrate_discrete_sigma(epsilon: float, delta: float, *, sensitivity: float
     _check_lattice(1.0, coordinates)
     continuous = calibrate_sigma(epsilon, delta, sensitivity=sensitivity)
     target = _MP.mpf(delta)
-    below, above = _lattice_surcharge(_MP.mpf(epsilon), target, _MP.mpf(max(continuous, 1.0)), coordinates)
+    below, above = _lattice_surcharge(_MP.mpf(epsilon), target, [(_MP.mpf(max(continuous, 1.0)), coordinates)])
     guess = continuous
     if below + above < epsilon:  # elsewhere the search below finds its own way
         inner_delta = target * _MP.exp(-below) * (1 - _MP.exp(-_TAIL_NATS))
@@ -184,7 +231,7 @@ def calibrate_discrete_sigma(epsilon: float, delta: float, *, sensitivity: float
 
     def satisfies(sigma: float) -> bool:
         mu = _signal_to_noise(sensitivity, sigma)
-        return bool(_discrete_delta(_MP.mpf(epsilon), mu, _MP.mpf(sigma), coordinates) <= delta)
+        return bool(_discrete_delta(_MP.mpf(epsilon), mu, [(_MP.mpf(sigma), coordinates)]) <= delta)
 
     return _smallest_float(satisfies, guess, least=1.0)
 
@@ -252,25 +299,39 @@ def _start_quantile(delta: Real) -> float:
     return NormalDist().inv_cdf(min(max(float(delta), 5e-324), math.nextafter(1.0, 0.0)))
 
 
-def _discrete_delta(epsilon: Real, mu: Real, sigma: Real, coordinates: int) -> Real:
+def _discrete_delta(epsilon: Real, mu: Real, lattices: Lattices) -> Real:
     continuous = _delta(epsilon, mu)
-    below, above = _lattice_surcharge(epsilon, continuous, sigma, coordinates)
+    below, above = _lattice_surcharge(epsilon, continuous, lattices)
     tail = _MP.exp(min(epsilon, 0) - above - _TAIL_NATS) * continuous  # e^(ε - η₂ - t)
     return _MP.exp(below) * _delta(epsilon - below - above, mu) + tail
 
 
-def _lattice_surcharge(epsilon: Real, delta: Real, sigma: Real, coordinates: int) -> tuple[Real, Real]:
+def _lattice_surcharge(epsilon: Real, delta: Real, lattices: Lattices) -> tuple[Real, Real]:
     """(η₁, η₂): bounds of the log-ratio of the discrete to the rounded continuous Gaussian, downwards and upwards.
 
-    With P the discrete Gaussian on Z^d and Q the rounded continuous one: P <= e^η₁ Q everywhere, and Q <= e^η₂ P
-    except with Q-probability at most e^-t, t = max(ε, 0) - ln δ + 40 (PROOF.md, lemmas 1 to 3). Both of order d/24σ².
+    With P the discrete Gaussians of all `lattices` and Q the rounded continuous ones: P <= e^η₁ Q everywhere, and
+    Q <= e^η₂ P except with Q-probability at most e^-t, t = max(ε, 0) - ln δ + 40 (PROOF.md, lemmas 1 to 3 and section
+    6: each lattice may fail with an equal share of e^-t). Both of order d/24σ².
     """
-    t = max(epsilon, _MP.mpf(0)) - _MP.log(delta) + _TAIL_NATS
-    below = coordinates / (24 * sigma**2)
-    normaliser = 4 * _MP.exp(-2 * (_MP.pi * sigma) ** 2)
-    radius = _MP.sqrt(coordinates) * (1 + 1 / (2 * sigma)) + _MP.sqrt(2 * t)  # T/σ
-    above = coordinates * normaliser + radius**2 / (24 * sigma**2)
+    t = max(epsilon, _MP.mpf(0)) - _MP.log(delta) + _TAIL_NATS + _MP.log(len(lattices))
+    below = above = _MP.mpf(0)
+    for sigma, coordinates in lattices:
+        below += coordinates / (24 * sigma**2)
+        normaliser = 4 * _MP.exp(-2 * (_MP.pi * sigma) ** 2)
+        radius = _MP.sqrt(coordinates) * (1 + 1 / (2 * sigma)) + _MP.sqrt(2 * t)  # T/σ
+        above += coordinates * normaliser + radius**2 / (24 * sigma**2)
     return below, above
+
+
+def _composed_signal_to_noise(releases: Sequence[DiscreteGaussian]) -> Real:
+    """The μ of one Gaussian mechanism that is as private as all `releases` together."""
+    with _MP.workdps(100):
+        squares = [_signal_to_noise(release.sensitivity, release.sigma) ** 2 for release in releases]
+        return _MP.sqrt(_MP.fsum(squares))
+
+
+def _lattices(releases: Sequence[DiscreteGaussian]) -> Lattices:
+    return [(_MP.mpf(release.sigma), release.coordinates) for release in releases]
 
 
 def _smallest_float(holds: Callable[[float], bool], near: float, *, least: float = 5e-324) -> float:

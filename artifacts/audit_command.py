@@ -1,8 +1,7 @@
-"""`dpmepf-audit`: what an artifact released, at which (ε, δ), recomputed."""
+"""`dpmepf-audit`: what an artifact released, or all that a register holds, at which (ε, δ), recomputed."""
 
 from __future__ import annotations
 
-import decimal
 import json
 import sys
 from pathlib import Path
@@ -13,27 +12,53 @@ from rich.table import Table
 from rich.text import Text
 
 from dpmepf.artifacts.audit import AuditReport, audit_artifact
+from dpmepf.artifacts.register import Register
+from dpmepf.artifacts.register_command import is_sqlite, register_group, show_register
+from dpmepf.artifacts.tables import plain_table, rounded_up
 from dpmepf.shared.console import reports_errors
 
 _CLASSES_SHOWN = 12
 _CURVE_STRIDE = 5
 
 
-@click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+class _FilesAndCommands(click.Group):
+    """A group whose unnamed command takes a file: `dpmepf-audit artifact.h5`, beside `dpmepf-audit register init`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["audit", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_FilesAndCommands)
+def main() -> None:
+    """Recompute what was released."""
+
+
+main.add_command(register_group)
+
+
+@main.command("audit")
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--delta",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Report epsilon at this delta (0 < delta < 1); the ledger's by default. Claims are judged at the ledger's.",
+    help="Report epsilon at this delta (0 < delta < 1); the ledger's (a register's: the budget's) by default, at "
+    "which claims are judged.",
 )
 @reports_errors()
-def main(artifact: Path, as_json: bool, delta: float | None) -> None:
-    """Show what ARTIFACT released and recompute every claim of its ledger.
+def audit_file(file: Path, as_json: bool, delta: float | None) -> None:
+    """Show what FILE, an artifact, released and recompute every claim of its ledger.
+
+    FILE may also be a register: then its history, and what each data set's releases amount to together. dpmepf-audit
+    register init opens a data set's account.
 
     Exit status: 0 if every claim holds, 1 if one does not or the file cannot be read, 2 if there is no such file.
     """
-    report = audit_artifact(artifact, delta=delta)
+    if is_sqlite(file):
+        sys.exit(0 if show_register(Register(file), delta=delta, as_json=as_json) else 1)
+    report = audit_artifact(file, delta=delta)
     if as_json:
         click.echo(json.dumps(report.to_dict(), allow_nan=False, indent=2))
     else:
@@ -42,7 +67,12 @@ def main(artifact: Path, as_json: bool, delta: float | None) -> None:
 
 
 def _render(report: AuditReport, console: Console) -> None:
-    for table in (_release_table(report), _claims_table(report), _epsilon_table(report), _curve_table(report)):
+    for table in (
+        _release_table(report),
+        _claims_table(report),
+        _epsilon_table(report),
+        _curve_table(report),
+    ):
         console.print(table)
         console.print()
     if report.valid:
@@ -58,7 +88,7 @@ def _release_table(report: AuditReport) -> Table:
     names = ", ".join(artifact.classes[:_CLASSES_SHOWN]) + (", …" if len(artifact.classes) > _CLASSES_SHOWN else "")
     feature_map = artifact.feature_map
     inferred = ", ".join(ledger.inferred_schema)
-    table = _table("Release", "", "")
+    table = plain_table("Release", "", "")
     for name, value in (
         ("release id", ledger.release_id),
         ("data set (custodian's name)", ledger.dataset_name),
@@ -79,7 +109,7 @@ def _release_table(report: AuditReport) -> Table:
 
 
 def _claims_table(report: AuditReport) -> Table:
-    table = _table("Claims, recomputed", "claim", "", "found")
+    table = plain_table("Claims, recomputed", "claim", "", "found")
     for check in report.checks:
         verdict = Text("holds", style="green") if check.holds else Text("FAILS", style="bold red")
         table.add_row(Text(check.name), verdict, Text(check.detail))
@@ -87,32 +117,19 @@ def _claims_table(report: AuditReport) -> Table:
 
 
 def _epsilon_table(report: AuditReport) -> Table:
-    table = _table(f"epsilon at delta = {report.delta:g}", "accountant", "relation", "epsilon", "note")
+    table = plain_table(f"epsilon at delta = {report.delta:g}", "accountant", "relation", "epsilon", "note")
     for estimate in report.estimates:
-        epsilon = "" if estimate.epsilon is None else _rounded_up(estimate.epsilon)
+        epsilon = "" if estimate.epsilon is None else rounded_up(estimate.epsilon)
         table.add_row(Text(estimate.accountant), Text(estimate.relation.value), Text(epsilon), Text(estimate.note))
     return table
 
 
 def _curve_table(report: AuditReport) -> Table:
     relation = report.artifact.ledger.relation.value
-    table = _table(f"delta(epsilon), {relation}, lattice surcharge included", "epsilon", "delta")
+    table = plain_table(f"delta(epsilon), {relation}, lattice surcharge included", "epsilon", "delta")
     for epsilon, delta in report.curve[::_CURVE_STRIDE]:
-        table.add_row(f"{epsilon:g}", _rounded_up(delta))
+        table.add_row(f"{epsilon:g}", rounded_up(delta))
     return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_header=any(columns))
-    for column in table.columns:
-        column.overflow = "fold"  # nothing of a claim is cut off
-    table.columns[0].no_wrap = True
-    return table
-
-
-def _rounded_up(value: float) -> str:
-    """Six significant digits, never below the value."""
-    return f"{float(decimal.Context(prec=6, rounding=decimal.ROUND_CEILING).create_decimal(value)):.6g}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trusted core: what can be wrong with an artifact, one type for each malformation; every message names the object."""
+"""Trusted core: what can be wrong with an artifact or a register, one type for each malformation, which it names."""
 
 from __future__ import annotations
 
@@ -115,3 +115,11 @@ class LedgerError(ArtifactError):
 
 class InconsistentArtifactError(ArtifactError):
     """An artifact that its own audit would reject."""
+
+
+class RegisterError(DpmepfError):
+    """The register of releases cannot be used, or was tampered with."""
+
+
+class RegisterBudgetError(RegisterError):
+    """The register refuses a release: over budget, or the budget is not what it should be. Nothing was charged."""

@@ -19,6 +19,7 @@ from rich.text import Text
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import UNNAMED
+from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
@@ -96,7 +97,32 @@ class InterruptedEmbeddingError(DpmepfError):
     metavar="train|test|val",
     help="Which part of data that are divided so (IDX files, split folders); undeclared, train.",
 )
-@click.option("--dataset", "dataset_name", default=UNNAMED, metavar="NAME", help="Public name to record in the ledger.")
+@click.option(
+    "--dataset",
+    "dataset_name",
+    metavar="NAME",
+    help="Public name of the data, for the ledger and the register: releases under one name share one budget.",
+)
+@click.option(
+    "--register",
+    "register_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The custodian's own book of releases, which refuses what the budget does not hold; with --dataset, by "
+    "default that in the user's state folder.",
+)
+@click.option(
+    "--budget-eps",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="NATS",
+    help="Once for each data set: epsilon that all its releases may spend together.",
+)
+@click.option(
+    "--budget-delta",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    metavar="PROBABILITY",
+    help="Once for each data set: delta of that budget, --delta if undeclared.",
+)
 @click.option("--encoder", default=BUILTIN, metavar="NAME", help="builtin, or a torchvision classifier such as vgg19.")
 @click.option(
     "--encoder-weights",
@@ -148,7 +174,10 @@ def main(
     classes: str | None,
     strict: bool,
     split: str | None,
-    dataset_name: str,
+    dataset_name: str | None,
+    register_file: Path | None,
+    budget_eps: float | None,
+    budget_delta: float | None,
     encoder: str,
     encoder_weights: Path | None,
     preset: str,
@@ -175,7 +204,9 @@ def main(
         workers=workers,
         device=str(choose_device(device)),
         skip_unreadable=skip_unreadable,
-        dataset_name=dataset_name,
+        dataset_name=UNNAMED if dataset_name is None else dataset_name,
+        register=_register(dataset_name, register_file, budget_eps),
+        budget=_budget(budget_eps, budget_delta, delta, relation),
     )
     declared = None if classes is None else _declared_classes(classes)
     if list_unreadable is not None:
@@ -222,9 +253,27 @@ def main(
                 on_noise=on_noise,
             )
     write_artifact(output, artifact, force=force)
+    if settings.register is None:
+        warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
     if skip_unreadable:  # the same words whether there were any: that is private
         warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
     show_release(artifact, output, as_json)
+
+
+def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:
+    """The book that the options ask for: any of them wants one, and a data set's name is enough."""
+    if dataset is None and file is None and budget_eps is None:
+        return None
+    return Register(file or default_register())
+
+
+def _budget(epsilon: float | None, budget_delta: float | None, delta: float, relation: str) -> Budget | None:
+    if epsilon is None:
+        if budget_delta is not None:
+            raise UsageError("--budget-delta belongs to --budget-eps: give both, or neither if the budget is set")
+        return None
+    relation_kept = NeighbouringRelation(relation)
+    return Budget(epsilon=epsilon, delta=delta if budget_delta is None else budget_delta, relation=relation_kept)
 
 
 def _declared_classes(text: str) -> tuple[str, ...]:

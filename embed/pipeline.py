@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from dpmepf.artifacts.accounting import calibrate_sigma
 from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.ledger import UNNAMED, Ledger, plan_release
+from dpmepf.artifacts.register import Budget, Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.release import release
 from dpmepf.embed.summing import ClassSums
@@ -37,6 +39,8 @@ class EmbedSettings:
     workers: decoding processes, 0 for none, None to choose. device: where the encoder runs, "cpu" or "cuda".
     skip_unreadable: leave out images that cannot be decoded, instead of stopping.
     dataset_name: the custodian's public name of the data set.
+    register: the custodian's book, on which the release is charged; None: it is in no book.
+    budget: of a data set that `register` does not know yet.
     """
 
     epsilon: float
@@ -47,6 +51,8 @@ class EmbedSettings:
     device: str = "cpu"
     skip_unreadable: bool = False
     dataset_name: str = UNNAMED
+    register: Register | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses parameters out of range
@@ -56,12 +62,19 @@ class EmbedSettings:
             raise UsageError(f"the number of workers is {self.workers}; it must be 0 or more")
         if not (self.dataset_name.isprintable() and 1 <= len(self.dataset_name) <= LONGEST_DATASET_NAME):
             raise UsageError(f"a data set's name must have 1 to {LONGEST_DATASET_NAME} printable characters")
+        if self.register is not None and self.dataset_name == UNNAMED:
+            raise UsageError("a register keeps releases by data set: name yours with --dataset")
+        if self.register is None and self.budget is not None:
+            raise UsageError("a budget needs a register that keeps it")
 
 
 def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) -> Ledger:
-    """The ledger that a release under these settings will have, but for its random id; no image is read."""
+    """The ledger that a release under these settings will have, but for its random id; no image is read.
+
+    Raises: UsageError for parameters that cannot be met; RegisterError for a release that the register would refuse.
+    """
     check_size(len(schema.classes), feature_map.dimension)
-    return plan_release(
+    ledger = plan_release(
         epsilon=settings.epsilon,
         delta=settings.delta,
         relation=settings.relation,
@@ -71,6 +84,9 @@ def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) 
         inferred_schema=schema.inferred,
         dataset_name=settings.dataset_name,
     )
+    if settings.register is not None:
+        settings.register.check(ledger, budget=settings.budget)
+    return ledger
 
 
 def embed_images(
@@ -92,7 +108,8 @@ def embed_images(
             to the custodian while it runs, and must not be stored.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
-    Raises: UsageError for parameters that cannot be met, before any image is read; errors of the loader; NoiseError.
+    Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
+        before any image is read; errors of the loader; NoiseError.
     """
     plan(schema, feature_map, settings)
     sums = sum_images(
@@ -112,6 +129,7 @@ def embed_images(
         relation=settings.relation,
         inferred_schema=schema.inferred,
         dataset_name=settings.dataset_name,
+        charge=partial(settings.register.charge, budget=settings.budget) if settings.register else None,
         progress=on_noise,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpmepf.artifacts.artifact import Artifact, check_size
-from dpmepf.artifacts.ledger import UNNAMED, plan_release
+from dpmepf.artifacts.ledger import UNNAMED, Ledger, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.noise import add_discrete_gaussian_noise
 from dpmepf.embed.summing import ClassSums, ExactSums, SummingError
@@ -30,6 +30,7 @@ def release(
     relation: NeighbouringRelation,
     inferred_schema: tuple[str, ...] = (),
     dataset_name: str = UNNAMED,
+    charge: Callable[[Ledger], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Artifact:
     """Release the feature sums and the counts of all classes, once, through a single discrete Gaussian mechanism.
@@ -44,10 +45,11 @@ def release(
         epsilon: > 0, in nats. delta: in (0, 1).
         inferred_schema: which of classes, resolution and channels were read from the form of the data.
         dataset_name: the custodian's own public name of the data set.
+        charge: enters the release in a register before any noise is drawn, or raises; then nothing is released.
         progress: called with the number of coordinates just noised (public: K·(D+1) in all).
     Returns: an artifact whose arrays are noisy, and stored in steps of at most σ/16.
     Edge cases: no record at all releases pure noise. Parameters that cannot be met are refused before the sums are
-        taken, so they can still be released with others; any later failure releases nothing and the sums are lost.
+        taken, so they can still be released with others; any later failure releases nothing, and the sums are lost.
     Raises: UsageError for epsilon, delta or a size out of range; SummingError for sums released before or of another
         number of classes; NoiseError.
     """
@@ -65,6 +67,8 @@ def release(
         dataset_name=dataset_name,
     )
     exact = mechanism_input(sums.take(), count_weight=ledger.count_weight_lattice)
+    if charge is not None:  # last of all: what fails before costs nothing, what fails after stays charged
+        charge(ledger)
     noisy = add_discrete_gaussian_noise(exact, sigma=ledger.sigma, progress=progress)
     stored = coarsen(noisy, exponent=ledger.coarsening_exponent)
     split = sums.class_count * sums.dimension

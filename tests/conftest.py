@@ -18,3 +18,9 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the image data in ../shared/data, which this machine does not have")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def _state_folder_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the register of whoever runs it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))

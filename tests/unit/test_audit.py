@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from dpmepf.artifacts import accountants
 from dpmepf.artifacts.accounting import calibrate_sigma, gaussian_delta
 from dpmepf.artifacts.audit import audit_artifact
-from dpmepf.artifacts.audit_command import _rounded_up, main
+from dpmepf.artifacts.audit_command import main
 from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.artifacts.tables import rounded_up
 from dpmepf.shared.errors import UsageError
 
 
@@ -191,4 +192,4 @@ def test_a_missing_file_exits_with_2_and_an_unreadable_one_with_1_in_one_sentenc
 
 def test_shown_numbers_are_never_below_the_value() -> None:
     for value in (0.9999999999999999, 1 / 3, 2 / 3, 1.4999999e-7, 123456.7):
-        assert float(_rounded_up(value)) >= value
+        assert float(rounded_up(value)) >= value

@@ -15,7 +15,10 @@ from PIL import Image
 
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
-from dpmepf.embed import command
+from dpmepf.artifacts.register import Register, default_register
+from dpmepf.embed import command, pipeline
+from dpmepf.embed import release as release_module
+from dpmepf.embed.noise import NoiseError
 
 SECRET = "patient-4711"
 IMAGES = 23  # a number that nothing public has
@@ -79,7 +82,7 @@ def test_a_declared_schema_infers_nothing_and_every_option_reaches_the_ledger(da
     result = run(
         *("--data", data, "--classes", f"@{names}", "--resolution", 32, "--channels", 3, "--strict"),
         *("--delta", 1e-5, "--relation", "replace-one", "--dataset", "clinic", "--features", "two-moments"),
-        *("--output", output),
+        *("--budget-eps", 2, "--output", output),
     )
     assert result.exit_code == 0, result.stderr
     artifact = read_artifact(output)
@@ -219,3 +222,71 @@ def test_there_is_no_option_to_seed_or_to_leave_out_the_noise() -> None:
 def test_the_module_runs_as_the_command_does() -> None:
     shown = subprocess.run([sys.executable, "-m", "dpmepf.embed", "--help"], capture_output=True, text=True, check=True)
     assert "dpmepf-embed" in shown.stdout and "--eps" in shown.stdout
+
+
+def test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = tmp_path / "book.sqlite"
+    options = ("--data", data, "--dataset", "clinic", "--register", book)
+    first = run(*options, "--budget-eps", 3, "--output", tmp_path / "first.h5")
+    assert first.exit_code == 0, first.stderr
+    assert "no register" not in first.stderr
+    (release,) = Register(book).accounts()["clinic"].releases
+    assert release.ledger == read_artifact(tmp_path / "first.h5").ledger
+
+    def no_image(*_: object, **__: object) -> None:
+        raise AssertionError("an image was embedded")
+
+    monkeypatch.setattr(pipeline, "sum_images", no_image)
+    second = run(*options, "--output", tmp_path / "second.h5")
+    assert second.exit_code == 1
+    assert "out of budget" in second.stderr
+    assert "--eps 1." in second.stderr
+    assert not (tmp_path / "second.h5").exists()
+    assert len(Register(book).accounts()["clinic"].releases) == 1
+
+
+def test_a_name_is_enough_for_the_register_in_the_state_folder(data: Path, tmp_path: Path) -> None:
+    result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 0, result.stderr
+    assert len(Register(default_register()).accounts()["clinic"].releases) == 1
+    assert default_register().is_relative_to(tmp_path)
+
+
+def test_without_a_register_the_command_says_that_releases_add_up(data: Path, tmp_path: Path) -> None:
+    result = run("--data", data, "--output", tmp_path / "artifact.h5")
+    assert "this release is in no register" in result.stderr
+    assert not default_register().exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--dataset", "clinic"), "set its budget once"),
+        (("--budget-eps", 2), "name yours with --dataset"),
+        (("--register", "book.sqlite"), "name yours with --dataset"),
+        (("--dataset", "clinic", "--budget-delta", 1e-5), "--budget-delta belongs to --budget-eps"),
+    ],
+)
+def test_half_a_register_is_refused_in_a_sentence(
+    options: tuple[object, ...], sentence: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--data", data, *options)
+    assert result.exit_code in (1, 2)
+    assert sentence in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_that_fails_leaves_the_charge_and_no_artifact(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entropy(*_: object, **__: object) -> None:
+        raise NoiseError("no entropy")
+
+    monkeypatch.setattr(release_module, "add_discrete_gaussian_noise", no_entropy)
+    result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 1
+    assert not (tmp_path / "artifact.h5").exists()
+    assert len(Register(default_register()).accounts()["clinic"].releases) == 1

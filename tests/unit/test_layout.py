@@ -20,6 +20,7 @@ TRUSTED_CORE = [
     "artifacts/hdf5_file.py",
     "artifacts/hdf5_inspection.py",
     "artifacts/ledger.py",
+    "artifacts/register.py",
     "artifacts/relation.py",
     "artifacts/sensitivity.py",
     "embed/bounding.py",

@@ -1,5 +1,6 @@
 """`release`: one mechanism, once, with parameters that the artifact states; nothing else leaves."""
 
+import contextlib
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from dpmepf.artifacts.accounting import discrete_gaussian_delta
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import check_claims
+from dpmepf.artifacts.errors import RegisterBudgetError
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed import release as release_module
 from dpmepf.embed.noise import NoiseError
@@ -102,6 +104,54 @@ def test_the_same_sums_are_released_once() -> None:
     released(sums)
     with pytest.raises(SummingError, match="released already"):
         released(sums)
+
+
+@pytest.mark.parametrize("released_before", [False, True])
+def test_a_release_is_charged_last_of_all_before_the_noise(
+    released_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def noise(exact: np.ndarray, **_: object) -> np.ndarray:
+        events.append("noise")
+        return exact
+
+    monkeypatch.setattr(release_module, "add_discrete_gaussian_noise", noise)
+    sums = sums_of(20)
+    if released_before:
+        sums.take()
+    with pytest.raises(SummingError) if released_before else contextlib.nullcontext():
+        release(
+            sums,
+            classes=CLASSES,
+            feature_map=FEATURE_MAP,
+            epsilon=1.0,
+            delta=1e-5,
+            relation=NeighbouringRelation("replace-one"),
+            charge=lambda ledger: events.append(f"charge {ledger.epsilon:g}"),
+        )
+    assert events == ([] if released_before else ["charge 1", "noise"])
+
+
+def test_a_release_that_is_not_charged_draws_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RegisterBudgetError("over budget")
+
+    def noise(*_: object, **__: object) -> None:
+        raise AssertionError("noise was drawn")
+
+    monkeypatch.setattr(release_module, "add_discrete_gaussian_noise", noise)
+    relation = NeighbouringRelation("replace-one")
+    with pytest.raises(RegisterBudgetError):
+        release(
+            sums_of(20),
+            classes=CLASSES,
+            feature_map=FEATURE_MAP,
+            epsilon=1.0,
+            delta=1e-5,
+            relation=relation,
+            charge=refuse,
+        )
 
 
 def test_parameters_that_cannot_be_met_leave_the_sums_for_another_try() -> None:
