@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from dpmepf.artifacts import accounting
 from dpmepf.artifacts.accountants import EXACT, Estimate, estimate_epsilons
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import Check, check_claims, implied_sensitivity
 from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.signature import verify_file
 from dpmepf.shared.errors import DpmepfError
 
 _CURVE_POINTS = 40
@@ -28,6 +31,8 @@ class AuditReport:
     estimates: tuple[Estimate, ...]
     curve: tuple[tuple[float, float], ...]
     """(ε, δ(ε)) under the ledger's relation, δ rounded up; empty when it cannot be computed."""
+    signed_by: str | None = None
+    """Fingerprint of the key whose signature was checked and is right; None: no key was given."""
 
     @property
     def valid(self) -> bool:
@@ -66,6 +71,7 @@ class AuditReport:
             "inferred_schema": list(ledger.inferred_schema),
             "dataset_name": ledger.dataset_name,
             "release_id": ledger.release_id,
+            "signed_by": self.signed_by,
             "claimed_epsilon": ledger.epsilon,
             "claimed_delta": ledger.delta,
             "checks": [asdict(check) for check in self.checks],
@@ -75,18 +81,23 @@ class AuditReport:
         }
 
 
-def audit_artifact(path: Path, *, delta: float | None = None) -> AuditReport:
+def audit_artifact(
+    path: Path, *, delta: float | None = None, verify_key: Ed25519PublicKey | None = None
+) -> AuditReport:
     """Read the artifact at `path` and recompute what it claims.
 
     Args:
         path: an artifact.
         delta: the δ at which to report ε, in (0, 1); the ledger's by default. The claims are judged at the ledger's.
+        verify_key: whose signature the artifact has to bear; None: the signature is not looked at.
 
     Raises:
+        SignatureError: the artifact does not bear it.
         ArtifactMissingError, ArtifactError: there is no artifact, or it cannot be read.
         PrivacyParameterError: `delta` is outside (0, 1).
     """
     artifact = read_artifact(path)
+    signed_by = None if verify_key is None else verify_file(path, verify_key)
     delta = artifact.ledger.delta if delta is None else delta
     if not 0 < delta < 1:
         raise accounting.PrivacyParameterError(f"delta is {delta}; it must lie strictly between 0 and 1")
@@ -96,6 +107,7 @@ def audit_artifact(path: Path, *, delta: float | None = None) -> AuditReport:
         delta=delta,
         estimates=estimate_epsilons(artifact, delta),
         curve=_privacy_curve(artifact),
+        signed_by=signed_by,
     )
 
 

@@ -14,8 +14,10 @@ from rich.text import Text
 from dpmepf.artifacts.audit import AuditReport, audit_artifact
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.register_command import is_sqlite, register_group, show_register
+from dpmepf.artifacts.signature import load_verifying_key
 from dpmepf.artifacts.tables import plain_table, rounded_up
 from dpmepf.shared.console import reports_errors
+from dpmepf.shared.errors import UsageError
 
 _CLASSES_SHOWN = 12
 _CURVE_STRIDE = 5
@@ -47,8 +49,14 @@ main.add_command(register_group)
     help="Report epsilon at this delta (0 < delta < 1); the ledger's (a register's: the budget's) by default, at "
     "which claims are judged.",
 )
+@click.option(
+    "--verify-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The custodian's Ed25519 public key (PEM): FILE.sig has to be its signature of an artifact.",
+)
 @reports_errors()
-def audit_file(file: Path, as_json: bool, delta: float | None) -> None:
+def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path | None) -> None:
     """Show what FILE, an artifact, released and recompute every claim of its ledger.
 
     FILE may also be a register: then its history, and what each data set's releases amount to together. dpmepf-audit
@@ -56,9 +64,12 @@ def audit_file(file: Path, as_json: bool, delta: float | None) -> None:
 
     Exit status: 0 if every claim holds, 1 if one does not or the file cannot be read, 2 if there is no such file.
     """
+    key = None if verify_key is None else load_verifying_key(verify_key)
     if is_sqlite(file):
+        if key is not None:
+            raise UsageError(f"{file} is a register, which is not signed: leave --verify-key out")
         sys.exit(0 if show_register(Register(file), delta=delta, as_json=as_json) else 1)
-    report = audit_artifact(file, delta=delta)
+    report = audit_artifact(file, delta=delta, verify_key=key)
     if as_json:
         click.echo(json.dumps(report.to_dict(), allow_nan=False, indent=2))
     else:
@@ -80,7 +91,10 @@ def _render(report: AuditReport, console: Console) -> None:
     else:
         failed = ", ".join(check.name for check in report.checks if not check.holds)
         console.print(Text(f"NOT VALID: {failed}. ", style="bold red"), end="")
-    console.print("A forgery that changes all parameters consistently cannot be told from the file alone.")
+    if report.signed_by is None:
+        console.print("A forgery that changes all parameters consistently cannot be told from the file alone.")
+    else:
+        console.print(f"Signed by the holder of the key {report.signed_by}.", soft_wrap=True)
 
 
 def _release_table(report: AuditReport) -> Table:

@@ -21,6 +21,7 @@ from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import UNNAMED
 from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
 from dpmepf.shared.allocator import keep_freed_memory
@@ -123,6 +124,12 @@ class InterruptedEmbeddingError(DpmepfError):
     metavar="PROBABILITY",
     help="Once for each data set: delta of that budget, --delta if undeclared.",
 )
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The custodian's Ed25519 private key (PEM): signs the artifact, in a file beside it.",
+)
 @click.option("--encoder", default=BUILTIN, metavar="NAME", help="builtin, or a torchvision classifier such as vgg19.")
 @click.option(
     "--encoder-weights",
@@ -178,6 +185,7 @@ def main(
     register_file: Path | None,
     budget_eps: float | None,
     budget_delta: float | None,
+    sign_key: Path | None,
     encoder: str,
     encoder_weights: Path | None,
     preset: str,
@@ -213,6 +221,10 @@ def main(
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
     _check_usage(output, force=force, dry_run=dry_run, records=records)
+    signing_key = None
+    if sign_key is not None and not dry_run:
+        check_writable_target(signature_file(output), force=force)
+        signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
     # The encoder is checked before the data: with a stand-in size until the schema is known.
     description = describe_feature_map(
         preset=preset,
@@ -253,6 +265,8 @@ def main(
                 on_noise=on_noise,
             )
     write_artifact(output, artifact, force=force)
+    if signing_key is not None:
+        sign_file(output, signing_key, force=force)
     if settings.register is None:
         warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
     if skip_unreadable:  # the same words whether there were any: that is private
@@ -274,6 +288,11 @@ def _budget(epsilon: float | None, budget_delta: float | None, delta: float, rel
         return None
     relation_kept = NeighbouringRelation(relation)
     return Budget(epsilon=epsilon, delta=delta if budget_delta is None else budget_delta, relation=relation_kept)
+
+
+def _ask_passphrase() -> str:
+    passphrase: str = click.prompt("Passphrase of the signing key", hide_input=True, err=True)
+    return passphrase
 
 
 def _declared_classes(text: str) -> tuple[str, ...]:

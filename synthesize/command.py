@@ -88,6 +88,12 @@ from dpmepf.synthesize.training import GeneratorTraining
     metavar="FILE",
     help="Weights of the encoder that the artifact names.  [default: the package's, or torchvision's]",
 )
+@click.option(
+    "--verify-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The custodian's Ed25519 public key (PEM): refuse an artifact that it did not sign.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run, or train a finished one for more --steps.")
 @click.option("--force", is_flag=True, help="Replace the result of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's record as one JSON object.")
@@ -101,6 +107,7 @@ def main(
     preset: str | None,
     device: str,
     encoder_weights: Path | None,
+    verify_key: Path | None,
     resume: bool,
     force: bool,
     as_json: bool,
@@ -120,6 +127,7 @@ def main(
         relabel=relabel,
         device=device,
         encoder_weights=encoder_weights,
+        verify_key=verify_key,
         resume=resume,
         force=force,
     )

@@ -17,6 +17,7 @@ from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import check_claims
 from dpmepf.artifacts.errors import InconsistentArtifactError
 from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.signature import load_verifying_key, verify_file
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map
@@ -54,6 +55,7 @@ class SynthesisRequest:
         relabel: correct the class that an image was drawn for where the class means say otherwise.
         device: auto, cpu, cuda or cuda:N.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
+        verify_key: file of the public key whose signature the artifact has to bear; None: any artifact is taken.
         resume: go on from a checkpoint at `output`, if there is one.
         force: replace an earlier result at `output`.
     """
@@ -67,6 +69,7 @@ class SynthesisRequest:
     relabel: bool = True
     device: str = "auto"
     encoder_weights: Path | None = None
+    verify_key: Path | None = None
     resume: bool = False
     force: bool = False
 
@@ -118,6 +121,8 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     output = OutputFolder(path=Path(request.output))
     output.check(resume=request.resume, force=request.force)
     artifact = read_verified_artifact(request.artifact)
+    if request.verify_key is not None:
+        verify_file(request.artifact, load_verifying_key(request.verify_key))
     sha256 = hashlib.sha256(request.artifact.read_bytes()).hexdigest()
     checkpoint = _checkpoint(request, output, sha256)
     settings = _settings(request, checkpoint)

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.synthesize import labelling, sampling, training
 from dpmepf.synthesize.command import main
@@ -183,6 +186,17 @@ def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_
     assert run(artifact, "--output", output, "--no-relabel", *QUICK).exit_code == 0
     assert json.loads((output / "run.json").read_text("utf-8"))["output"]["relabelled"] is False
     assert "the generator was asked for" in (output / "report.html").read_text("utf-8")
+
+
+def test_an_artifact_that_the_key_did_not_sign_is_refused(artifact: Path, tmp_path: Path) -> None:
+    key, public, mine = Ed25519PrivateKey.generate(), tmp_path / "custodian.pub.pem", tmp_path / "artifact.h5"
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    mine.write_bytes(artifact.read_bytes())
+    unsigned = run(mine, "--output", tmp_path / "out", "--verify-key", public, *QUICK)
+    assert (unsigned.exit_code, "is not signed" in unsigned.output) == (1, True)
+    assert not (tmp_path / "out").exists()
+    sign_file(mine, key)
+    assert run(mine, "--output", tmp_path / "out", "--verify-key", public, *QUICK).exit_code == 0
 
 
 def test_an_existing_result_is_kept_unless_forced(artifact: Path, tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
 
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register, default_register
+from dpmepf.artifacts.signature import verify_file
 from dpmepf.embed import command, pipeline
 from dpmepf.embed import release as release_module
 from dpmepf.embed.noise import NoiseError
@@ -290,3 +293,26 @@ def test_noise_that_fails_leaves_the_charge_and_no_artifact(
     assert result.exit_code == 1
     assert not (tmp_path / "artifact.h5").exists()
     assert len(Register(default_register()).accounts()["clinic"].releases) == 1
+
+
+def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_opened(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    private = tmp_path / "custodian.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    output = tmp_path / "artifact.h5"
+    result = run("--data", data, "--sign-key", private, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    verify_file(output, key.public_key())
+    output.unlink()
+    again = run("--data", data, "--sign-key", private, "--output", output)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)  # the signature of the first
+
+    def no_data(*_: object, **__: object) -> None:
+        raise AssertionError("the data were opened")
+
+    monkeypatch.setattr(command, "open_images", no_data)
+    private.write_text("no key")
+    wrong = run("--data", data, "--sign-key", private, "--output", tmp_path / "other.h5")
+    assert (wrong.exit_code, "holds no Ed25519 private key" in wrong.stderr) == (2, True)
