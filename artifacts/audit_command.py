@@ -55,8 +55,9 @@ main.add_command(register_group)
     metavar="FILE",
     help="The custodian's Ed25519 public key (PEM): FILE.sig has to be its signature of an artifact.",
 )
+@click.option("--noted", metavar="HASH", help="A register's last hash of earlier: its entries have to be as they were.")
 @reports_errors()
-def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path | None) -> None:
+def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path | None, noted: str | None) -> None:
     """Show what FILE, an artifact, released and recompute every claim of its ledger.
 
     FILE may also be a register: then its history, and what each data set's releases amount to together. dpmepf-audit
@@ -68,7 +69,9 @@ def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path 
     if is_sqlite(file):
         if key is not None:
             raise UsageError(f"{file} is a register, which is not signed: leave --verify-key out")
-        sys.exit(0 if show_register(Register(file), delta=delta, as_json=as_json) else 1)
+        sys.exit(0 if show_register(Register(file), delta=delta, noted=noted, as_json=as_json) else 1)
+    if noted is not None:
+        raise UsageError(f"{file} is no register, which --noted is for: leave it out")
     report = audit_artifact(file, delta=delta, verify_key=key)
     if as_json:
         click.echo(json.dumps(report.to_dict(), allow_nan=False, indent=2))

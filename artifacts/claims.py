@@ -32,9 +32,17 @@ def check_claims(artifact: Artifact) -> tuple[Check, ...]:
         PROOF.md, sections 1 and 3.
     """
     ledger = artifact.ledger
+    coordinates = artifact.noisy_sums.size + artifact.noisy_counts.size
     return (
         _equal("feature dimension", ledger.feature_dimension, artifact.dimension, "columns of the noisy sums"),
         _equal("class count", ledger.class_count, len(artifact.classes), "classes in the file"),
+        *check_ledger(ledger, coordinates=coordinates),
+    )
+
+
+def check_ledger(ledger: Ledger, *, coordinates: int) -> tuple[Check, ...]:
+    """Recompute what the ledger claims of itself, for a release of `coordinates` noisy integers."""
+    return (
         _lattice_check(ledger),
         _equal(
             "sensitivity",
@@ -42,7 +50,7 @@ def check_claims(artifact: Artifact) -> tuple[Check, ...]:
             implied_sensitivity_squared(ledger, ledger.relation),
             "the square implied by lattice, count weight, relation and signs",
         ),
-        _epsilon_check(artifact),
+        _epsilon_check(ledger, coordinates),
         _equal(
             "coarsening step",
             ledger.coarsening_exponent,
@@ -70,11 +78,13 @@ def implied_sensitivity(ledger: Ledger, relation: NeighbouringRelation) -> float
 
 def recomputed_epsilon(artifact: Artifact, delta: float, relation: NeighbouringRelation) -> float:
     """ε of the release at `delta` under `relation`, rounded up, from nothing but the mechanism's parameters."""
+    coordinates = artifact.noisy_sums.size + artifact.noisy_counts.size
+    return _epsilon(artifact.ledger, delta, relation, coordinates)
+
+
+def _epsilon(ledger: Ledger, delta: float, relation: NeighbouringRelation, coordinates: int) -> float:
     return accounting.discrete_gaussian_epsilon(
-        delta,
-        sensitivity=implied_sensitivity(artifact.ledger, relation),
-        sigma=artifact.ledger.sigma,
-        coordinates=artifact.noisy_sums.size + artifact.noisy_counts.size,
+        delta, sensitivity=implied_sensitivity(ledger, relation), sigma=ledger.sigma, coordinates=coordinates
     )
 
 
@@ -99,10 +109,9 @@ def _lattice_check(ledger: Ledger) -> Check:
     return Check(name=name, holds=False, detail=detail)
 
 
-def _epsilon_check(artifact: Artifact) -> Check:
-    ledger = artifact.ledger
+def _epsilon_check(ledger: Ledger, coordinates: int) -> Check:
     try:
-        epsilon = recomputed_epsilon(artifact, ledger.delta, ledger.relation)
+        epsilon = _epsilon(ledger, ledger.delta, ledger.relation, coordinates)
     except DpmepfError as error:
         return Check(name="epsilon", holds=False, detail=f"it cannot be recomputed: {error}")
     holds = epsilon <= ledger.epsilon

@@ -230,6 +230,15 @@ def plan_release(
     )
 
 
+def check_dataset_name(name: str) -> None:
+    """Refuse what no ledger takes as a data set's name.
+
+    Raises:
+        LedgerError: it is empty, too long or not printable.
+    """
+    _check_text("dataset_name", name)
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of the libraries that a release rests on."""
     versions = {"dpmepf": __version__, "python": platform.python_version()}

@@ -3,8 +3,8 @@
 An artifact shows one release; releases of the same records add up. The book is an SQLite file on the custodian's
 machine. A release is entered, in one transaction with the check of the budget and flushed to the disk, before its noise
 is drawn: it stays charged if the process dies, and two processes cannot spend the same budget. Entries are never
-changed: each holds the hash of the one before, so that one that was edited or removed from the middle shows; entries
-removed from the end show only to somebody who noted the last hash, which is what `Register.head` is for.
+changed: each holds the hash of the one before, so that an edit or a removal in the middle shows. Whoever writes all
+hashes anew, or cuts the end off, is seen only by somebody who noted a hash: `Book.head`, `Book.holds_hash`.
 
 Proof: PROOF.md, section 6.
 """
@@ -17,7 +17,9 @@ import datetime
 import decimal
 import hashlib
 import json
+import os
 import sqlite3
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,29 +27,52 @@ from typing import Any
 import platformdirs
 
 from dpmepf.artifacts import accounting
-from dpmepf.artifacts.claims import implied_sensitivity
-from dpmepf.artifacts.errors import RegisterBudgetError, RegisterError
-from dpmepf.artifacts.ledger import Ledger, plan_release
+from dpmepf.artifacts.atomic_file import write_atomically
+from dpmepf.artifacts.claims import check_ledger, implied_sensitivity
+from dpmepf.artifacts.errors import ArtifactError, ArtifactExistsError, RegisterBudgetError, RegisterError
+from dpmepf.artifacts.ledger import UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.strict_json import parse_json
 from dpmepf.shared.errors import DpmepfError, UsageError
 
-APPLICATION_ID = 0x64704D45  # "dpME", in the file's header
+APPLICATION_ID = 0x64704D45  # "dpME"
 VERSION = 1
 NO_ENTRY = "0" * 64  # what the first entry holds in place of the hash of the one before
 BUDGET, RELEASE = "budget", "release"
 LOCK_SECONDS = 60.0
 LONGEST_ENTRY = 20_000  # characters; a ledger has about 2,000
+LONGEST_VALUE = 1_000_000  # bytes that SQLite hands out as one value
 _FITTING_DIGITS = 3
 _FITTING_HALVINGS = 12
 
-_NEW_BOOK = (
-    "CREATE TABLE entries (number INTEGER PRIMARY KEY, content TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
-    "CREATE TRIGGER unchanged BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END",
-    "CREATE TRIGGER unremoved BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {VERSION}",
+_OBJECTS = (  # the whole schema: type, name, table, and the statement that makes it
+    (
+        "table",
+        "entries",
+        "entries",
+        "CREATE TABLE entries (number INTEGER PRIMARY KEY, content TEXT NOT NULL, hash TEXT NOT NULL) STRICT",
+    ),
+    (
+        "trigger",
+        "unchanged",
+        "entries",
+        "CREATE TRIGGER unchanged BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END",
+    ),
+    (
+        "trigger",
+        "unremoved",
+        "entries",
+        "CREATE TRIGGER unremoved BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END",
+    ),
 )
+
+# The SQLite file's header (https://www.sqlite.org/fileformat.html, section 1.3)
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_FORMAT_VERSIONS = slice(18, 20)
+_ROLLBACK_JOURNAL = b"\1\1"
+_USER_VERSION = slice(60, 64)
+_APPLICATION_ID = slice(68, 72)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +84,16 @@ class Budget:
     relation: NeighbouringRelation
 
     def __post_init__(self) -> None:
-        accounting.calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses what is out of range
+        if not isinstance(self.relation, NeighbouringRelation):
+            raise RegisterError(f"a budget's relation is {self.relation!a}, which is no neighbouring relation")
+        if type(self.epsilon) is not float or type(self.delta) is not float:
+            raise RegisterError("a budget's epsilon and delta must be floating-point numbers")
+        try:
+            accounting.calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses what is out of range
+        except ArithmeticError:
+            raise accounting.PrivacyParameterError(
+                f"a budget of epsilon {self.epsilon:g}, delta {self.delta:g} is too small to be reckoned with"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,12 +141,15 @@ class Account:
         return accounting.composed_delta(self.budget.epsilon, self.mechanisms(ledger)) <= self.budget.delta
 
     def largest_epsilon(self, ledger: Ledger) -> float:
-        """The largest ε, rounded down to 3 digits, with which `ledger`'s release would fit; 0 if none does."""
+        """An ε, close to the largest, rounded down to 3 digits, with which `ledger`'s release would fit; 0 if there is
+        none above a 4,096th of what was requested.
+        """
         low, high = 0.0, ledger.epsilon
         for _ in range(_FITTING_HALVINGS):
             middle = low + (high - low) / 2
             low, high = (middle, high) if self._holds_at(ledger, middle) else (low, middle)
-        return float(decimal.Context(prec=_FITTING_DIGITS, rounding=decimal.ROUND_DOWN).create_decimal(low))
+        rounded = float(decimal.Context(prec=_FITTING_DIGITS, rounding=decimal.ROUND_DOWN).create_decimal(low))
+        return rounded if rounded > 0 and self._holds_at(ledger, rounded) else 0.0
 
     def _holds_at(self, ledger: Ledger, epsilon: float) -> bool:
         try:
@@ -130,6 +167,28 @@ class Account:
             return False
 
 
+@dataclasses.dataclass(frozen=True)
+class Book:
+    """What a register holds, read at one moment.
+
+    Fields:
+        accounts: every data set's, by name.
+        hashes: of every entry, in order.
+    """
+
+    accounts: Mapping[str, Account]
+    hashes: tuple[str, ...]
+
+    @property
+    def head(self) -> str:
+        """The hash of the last entry: whoever notes it can tell later whether the entries so far were rewritten."""
+        return self.hashes[-1] if self.hashes else NO_ENTRY
+
+    def holds_hash(self, noted: str) -> bool:
+        """Whether `noted`, once the last hash, still is that of an entry: if so, all up to it are as they were."""
+        return noted == NO_ENTRY or noted in self.hashes
+
+
 def default_register() -> Path:
     """Where the book is kept unless said otherwise: the user's own state folder."""
     return platformdirs.user_state_path("dpmepf") / "register.sqlite"
@@ -139,42 +198,48 @@ class Register:
     """The book at `path`, which `charge` and `set_budget` create if it is missing."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = Path(path).absolute()  # never one of SQLite's special names, such as :memory:
 
-    def accounts(self) -> dict[str, Account]:
-        """Every data set's account, by name, from entries whose hashes were checked.
+    def read(self) -> Book:
+        """Every account and hash, checked.
 
         Raises:
             RegisterError: there is no book, it is damaged, locked for a minute, or an entry was edited or removed.
         """
-        with self._open(create=False) as book:
-            return _accounts(_entries(book, self.path))
-
-    def head(self) -> str:
-        """The hash of the last entry: whoever notes it can tell later whether entries were removed after it."""
-        with self._open(create=False) as book:
-            return _last_hash(_entries(book, self.path))
+        with self._transaction("BEGIN") as connection:
+            entries = _entries(connection, self.path)
+        return Book(accounts=_accounts(entries), hashes=tuple(entry.hash for entry in entries))
 
     def set_budget(self, dataset: str, budget: Budget) -> None:
         """Open an account, once.
 
         Raises:
-            RegisterError: as `accounts`; or the data set has a budget.
+            RegisterError: as `read`; or the data set has a budget, or its name is none or almost another's.
         """
-        with self._writing() as book:
-            entries = _entries(book, self.path)
-            if dataset in _accounts(entries):
+        check_register_name(dataset)
+        self._create()
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            entries = _entries(connection, self.path)
+            accounts = _accounts(entries)
+            if dataset in accounts:
                 raise RegisterBudgetError(
                     f"the data set {dataset!a} has a budget already, which is set once: see dpmepf-audit {self.path}"
                 )
-            _append(book, entries, _budget_entry(dataset, budget))
+            _refuse_similar_name(accounts, dataset)
+            _append(connection, entries, _budget_entry(dataset, budget))
 
     def check(self, ledger: Ledger, *, budget: Budget | None = None) -> None:
         """Refuse what `charge` would refuse now; enters nothing, and creates no file.
 
         Raises: as `charge`.
         """
-        accounts = self.accounts() if self.path.exists() else {}
+        accounts: Mapping[str, Account] = {}
+        if self._exists():
+            with self._transaction("BEGIN IMMEDIATE") as connection:  # as charging would: shows that it may be written
+                accounts = _accounts(_entries(connection, self.path))
+        else:
+            self._check_creatable()
+        _refuse_inconsistent(ledger)
         _refuse_over_budget(_account_for(accounts, ledger, budget, self.path), ledger)
 
     def charge(self, ledger: Ledger, *, budget: Budget | None = None) -> None:
@@ -184,7 +249,8 @@ class Register:
             On return the entry is on the disk, and all entered releases of the data set together, this one included,
             are within its budget: (budget.epsilon, budget.delta)-DP under its relation.
         Assumes:
-            Every release of the data set is charged to this book; `accounting.composed_delta`'s assumptions.
+            Every release of the data set is charged to this book, and the book is the one that it was;
+            `accounting.composed_delta`'s assumptions.
         Source:
             PROOF.md, section 6.
 
@@ -194,10 +260,12 @@ class Register:
 
         Raises:
             RegisterBudgetError: over budget, no budget, or another budget than is set: nothing is entered.
-            RegisterError: as `accounts`.
+            RegisterError: as `read`; or the ledger's own numbers contradict each other.
         """
-        with self._writing() as book:
-            entries = _entries(book, self.path)
+        self.check(ledger, budget=budget)  # before a file is made
+        self._create()
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            entries = _entries(connection, self.path)
             accounts = _accounts(entries)
             account = _account_for(accounts, ledger, budget, self.path)
             charged = (release.ledger.release_id for known in accounts.values() for release in known.releases)
@@ -205,68 +273,117 @@ class Register:
                 raise RegisterError(f"the release {ledger.release_id} is in {self.path} already")
             _refuse_over_budget(account, ledger)
             if ledger.dataset_name not in accounts:
-                _append(book, entries, _budget_entry(account.dataset, account.budget))
-            _append(book, entries, {"kind": RELEASE, "ledger": ledger.to_dict()})
+                _append(connection, entries, _budget_entry(account.dataset, account.budget))
+            _append(connection, entries, {"kind": RELEASE, "ledger": ledger.to_dict()})
+        if not self.read().holds_hash(entries[-1].hash):
+            raise RegisterError(f"the register {self.path} did not keep what was entered: nothing may be released")
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other process can be in; on the disk when it ends without an error."""
-        with self._open(create=True) as book:
-            book.execute("BEGIN IMMEDIATE")
-            try:
-                if not _is_book(book):
-                    for statement in _NEW_BOOK:
-                        book.execute(statement)
-                yield book
-            except BaseException:
-                book.execute("ROLLBACK")
-                raise
-            book.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _open(self, *, create: bool) -> Iterator[sqlite3.Connection]:
-        if self.path.is_dir():
-            raise RegisterError(f"{self.path} is a folder: name the register's file")
-        if not self.path.exists():
-            if not create:
-                raise RegisterError(f"there is no register at {self.path}: dpmepf-audit register init begins one")
-            self._create()
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """A transaction on an existing book; what it wrote is on the disk when it ends without an error."""
+        self._check_header()
         try:
             with contextlib.closing(
-                sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None)
+                sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None, uri=False)
             ) as connection:
-                connection.execute("PRAGMA synchronous = EXTRA")
-                connection.execute("PRAGMA trusted_schema = OFF")
-                _refuse_other_files(connection, self.path)
-                yield connection
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
+                for setting in ("synchronous = EXTRA", "fullfsync = ON", "trusted_schema = OFF"):
+                    connection.execute(f"PRAGMA {setting}")
+                connection.execute(begin)
+                try:
+                    _check_schema(connection, self.path)
+                    yield connection
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise RegisterError(
                 f"the register {self.path} cannot be used ({error}): check the file and its folder, or restore it from "
-                "a copy"
+                "a copy and enter again what was released since"
             ) from error
+
+    def _exists(self) -> bool:
+        try:
+            return self.path.stat() is not None
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def _check_header(self) -> None:
+        """Refuse what is no register before SQLite opens it, so that it is left as it is."""
+        if not self._exists():
+            raise RegisterError(f"there is no register at {self.path}: dpmepf-audit register init begins one")
+        if not self.path.is_file():
+            raise RegisterError(f"{self.path} is no file: name the register's file")
+        try:
+            with self.path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+        except OSError as error:
+            raise self._unreachable(error) from error
+        application = int.from_bytes(header[_APPLICATION_ID], "big")
+        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC) or application != APPLICATION_ID:
+            raise RegisterError(f"{self.path} is not a register, or was emptied: name the register's file")
+        version = int.from_bytes(header[_USER_VERSION], "big")
+        if version != VERSION:
+            raise RegisterError(f"{self.path} is a register of version {version}; this program reads version {VERSION}")
+        if header[_FORMAT_VERSIONS] != _ROLLBACK_JOURNAL:
+            raise RegisterError(
+                f"{self.path} was changed to another journal mode: PRAGMA journal_mode = DELETE mends it"
+            )
 
     def _create(self) -> None:
+        """Put an empty book at `path`, whole, unless something is there."""
+        if self._exists():
+            return
+        with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+            for _, _, _, statement in _OBJECTS:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            content = connection.serialize()
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path.touch(mode=0o600)
-        except OSError as error:
+            with contextlib.suppress(ArtifactExistsError):  # another process was first
+                write_atomically(self.path, content)
+        except (OSError, ArtifactError) as error:
+            raise RegisterError(f"the register {self.path} cannot be created: {error}") from error
+
+    def _check_creatable(self) -> None:
+        folder = self.path.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise RegisterError(
-                f"the register {self.path} cannot be created ({error.strerror}): name another file with --register"
-            ) from error
+                f"the register {self.path} cannot be created: {folder} is no folder that may be written to"
+            )
+
+    def _unreachable(self, error: OSError) -> RegisterError:
+        return RegisterError(f"the register {self.path} cannot be reached ({error.strerror}): name another --register")
 
 
-def _refuse_other_files(book: sqlite3.Connection, path: Path) -> None:
-    application = book.execute("PRAGMA application_id").fetchone()[0]
-    version = book.execute("PRAGMA user_version").fetchone()[0]
-    tables = book.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if application != APPLICATION_ID and (tables or application):
-        raise RegisterError(f"{path} is an SQLite file of another program: name the register's file")
-    if application == APPLICATION_ID and version != VERSION:
-        raise RegisterError(f"{path} is a register of version {version}; this program reads version {VERSION}")
+def check_register_name(dataset: str) -> None:
+    """Refuse a name under which a data set could not be told from another, or no release could be charged.
+
+    Raises:
+        LedgerError: it is empty, too long or not printable.
+        RegisterError: it is not in Unicode's normal form C, has spaces around it, or is that of unnamed releases.
+    """
+    check_dataset_name(dataset)
+    if dataset == UNNAMED or dataset != unicodedata.normalize("NFC", dataset) or dataset != dataset.strip():
+        raise RegisterError(
+            f"the data set's name {dataset!a} is no name for a register: choose one without spaces around it, in "
+            f"Unicode normal form C, other than {UNNAMED!a}"
+        )
 
 
-def _is_book(book: sqlite3.Connection) -> bool:
-    return bool(book.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a trigger, view or table that a register does not have: it could swallow entries."""
+    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+    if found != sorted(_OBJECTS):
+        raise RegisterError(f"{path}: its tables or triggers were changed: restore the register from a copy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,17 +392,21 @@ class _Entry:
     hash: str
 
 
-def _entries(book: sqlite3.Connection, path: Path) -> list[_Entry]:
+def _entries(connection: sqlite3.Connection, path: Path) -> list[_Entry]:
     """Every entry, in order, each checked against its hash and the hash of the one before."""
-    if not _is_book(book):
-        return []
     entries: list[_Entry] = []
-    rows = book.execute("SELECT number, content, hash FROM entries ORDER BY number")
+    rows = connection.execute("SELECT number, content, hash FROM entries ORDER BY number")
     for number, (stored, text, digest) in enumerate(rows, start=1):
-        broken = f"{path}: entry {number} was edited, or one before it removed: restore the register from a copy"
+        broken = (
+            f"{path}: entry {number} was edited, or one before it removed: restore the register from a copy and enter "
+            "again what was released since"
+        )
         if stored != number or not isinstance(text, str) or len(text) > LONGEST_ENTRY or digest != _hash(text):
             raise RegisterError(broken)
-        content = parse_json(text, f"{path}: entry {number}")
+        try:
+            content = parse_json(text, f"{path}: entry {number}")
+        except ArtifactError as error:
+            raise RegisterError(str(error)) from error
         chained = isinstance(content, dict) and content.get("previous") == _last_hash(entries)
         if not chained or content.get("number") != number:
             raise RegisterError(broken)
@@ -293,12 +414,14 @@ def _entries(book: sqlite3.Connection, path: Path) -> list[_Entry]:
     return entries
 
 
-def _append(book: sqlite3.Connection, entries: list[_Entry], content: Mapping[str, Any]) -> None:
+def _append(connection: sqlite3.Connection, entries: list[_Entry], content: Mapping[str, Any]) -> None:
     number = len(entries) + 1
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     whole = {"number": number, "previous": _last_hash(entries), "time": time, **content}
     text = json.dumps(whole, sort_keys=True, allow_nan=False)
-    book.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, _hash(text)))
+    if len(text) > LONGEST_ENTRY:
+        raise RegisterError(f"the entry has {len(text)} characters; a register takes {LONGEST_ENTRY}")
+    connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, _hash(text)))
     entries.append(_Entry(whole, _hash(text)))
 
 
@@ -313,17 +436,19 @@ def _accounts(entries: Sequence[_Entry]) -> dict[str, Account]:
             match entry.content:
                 case {"kind": "budget", "dataset": dataset, "epsilon": epsilon, "delta": delta, "relation": relation}:
                     budget = Budget(epsilon=epsilon, delta=delta, relation=NeighbouringRelation(relation))
+                    check_register_name(dataset)
                     if dataset in accounts:
                         raise ValueError("a second budget")
                     accounts[dataset] = Account(dataset=dataset, budget=budget)
                 case {"kind": "release", "ledger": fields, "time": time}:
                     ledger = Ledger.from_dict(fields)
                     account = accounts[ledger.dataset_name]
-                    release = RegisteredRelease(number=number, time=time, ledger=ledger)
+                    charged = datetime.datetime.fromisoformat(time).isoformat(timespec="seconds")
+                    release = RegisteredRelease(number=number, time=charged, ledger=ledger)
                     accounts[account.dataset] = dataclasses.replace(account, releases=(*account.releases, release))
                 case _:
                     raise ValueError("an unknown kind")
-        except (DpmepfError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, DpmepfError, KeyError, TypeError, ValueError) as error:
             raise RegisterError(f"entry {number} of the register is none that this program writes: {error}") from error
     return accounts
 
@@ -337,6 +462,8 @@ def _account_for(accounts: Mapping[str, Account], ledger: Ledger, budget: Budget
                 f"the register {path} knows no data set {dataset!a}: set its budget once, with --budget-eps and "
                 "--budget-delta, or check the name"
             )
+        check_register_name(dataset)
+        _refuse_similar_name(accounts, dataset)
         return Account(dataset=dataset, budget=budget)
     if budget is not None and budget != account.budget:
         raise RegisterBudgetError(
@@ -345,6 +472,27 @@ def _account_for(accounts: Mapping[str, Account], ledger: Ledger, budget: Budget
             "--budget-delta out"
         )
     return account
+
+
+def _refuse_similar_name(accounts: Mapping[str, Account], dataset: str) -> None:
+    """Two names that look the same would be two budgets for the same images."""
+    similar = next((known for known in accounts if _folded(known) == _folded(dataset)), None)
+    if similar is not None:
+        raise RegisterBudgetError(
+            f"the data set's name {dataset!a} is almost that of {similar!a}, which has a budget: use that name, or one "
+            "that differs by more than case, spaces and hyphens"
+        )
+
+
+def _folded(name: str) -> str:
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(character for character in folded if character.isalnum())
+
+
+def _refuse_inconsistent(ledger: Ledger) -> None:
+    failed = [check for check in check_ledger(ledger, coordinates=ledger.coordinates) if not check.holds]
+    if failed:
+        raise RegisterError(f"the ledger contradicts itself ({failed[0].name}): {failed[0].detail}")
 
 
 def _refuse_over_budget(account: Account, ledger: Ledger) -> None:
@@ -366,8 +514,8 @@ def _budget_entry(dataset: str, budget: Budget) -> dict[str, Any]:
     return {
         "kind": BUDGET,
         "dataset": dataset,
-        "epsilon": float(budget.epsilon),
-        "delta": float(budget.delta),
+        "epsilon": budget.epsilon,
+        "delta": budget.delta,
         "relation": budget.relation.value,
     }
 

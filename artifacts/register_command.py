@@ -62,26 +62,41 @@ def init(file: Path | None, dataset: str, budget_eps: float, budget_delta: float
 def is_sqlite(file: Path) -> bool:
     """Whether `file` is an SQLite file, as a register is."""
     try:
+        if not file.is_file():  # a named pipe would not end
+            return False
         with file.open("rb") as opened:
             return opened.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
     except OSError:
         return False
 
 
-def show_register(register: Register, *, delta: float | None, as_json: bool) -> bool:
-    """Print every account, with ε at `delta` (each budget's by default); return whether all are within budget."""
-    accounts, head = register.accounts(), register.head()
-    summaries = [_summary(account, delta) for account in accounts.values()]
-    valid = all(summary["within_budget"] for summary in summaries)
+def show_register(register: Register, *, delta: float | None, noted: str | None, as_json: bool) -> bool:
+    """Print every account; return whether all are within budget and the entries are those that were noted.
+
+    Args:
+        delta: at which to report ε; None: each budget's.
+        noted: a last hash of earlier, whose entries have to be as they were; None: none was noted.
+    """
+    book = register.read()
+    as_noted = None if noted is None else book.holds_hash(noted)
+    summaries = [_summary(account, delta) for account in book.accounts.values()]
+    within = all(summary["within_budget"] for summary in summaries)
+    valid = within and as_noted is not False
     if as_json:
-        click.echo(json.dumps({"valid": valid, "head": head, "datasets": summaries}, allow_nan=False, indent=2))
+        report = {"valid": valid, "head": book.head, "as_noted": as_noted, "datasets": summaries}
+        click.echo(json.dumps(report, allow_nan=False, indent=2))
         return valid
     shown = Console()
-    for account, summary in zip(accounts.values(), summaries, strict=True):
+    for account, summary in zip(book.accounts.values(), summaries, strict=True):
         _render(account, summary, shown)
-    shown.print(f"Every entry follows from the one before. Last hash: {head}", soft_wrap=True)
-    shown.print("Entries removed from the end show only if that hash was noted. ", end="")
-    shown.print("Every data set is within its budget." if valid else Text("OVER BUDGET.", style="bold red"))
+    shown.print(f"Every entry follows from the one before. Last hash: {book.head}", soft_wrap=True)
+    if as_noted is None:
+        shown.print("A register written anew shows only against a hash noted earlier: --noted HASH.", soft_wrap=True)
+    elif as_noted:
+        shown.print("The noted hash is there: all entries up to it are as they were.")
+    else:
+        shown.print(Text("NOT AS NOTED: no entry has that hash; entries were changed or removed.", style="bold red"))
+    shown.print("Every data set is within its budget." if within else Text("OVER BUDGET.", style="bold red"))
     return valid
 
 

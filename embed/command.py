@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import click
 from rich.text import Text
@@ -22,7 +23,7 @@ from dpmepf.artifacts.ledger import UNNAMED
 from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
-from dpmepf.embed.display import announce, embedding_progress, show_dry_run, show_release, warn
+from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
@@ -43,6 +44,10 @@ class InterruptedEmbeddingError(DpmepfError):
     """Ctrl-C before anything was written."""
 
     exit_code = 130
+
+
+class ChargedWithoutReleaseError(DpmepfError):
+    """A failure after the release was charged to the register."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -220,7 +225,7 @@ def main(
     if list_unreadable is not None:
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
-    _check_usage(output, force=force, dry_run=dry_run, records=records)
+    _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     signing_key = None
     if sign_key is not None and not dry_run:
         check_writable_target(signature_file(output), force=force)
@@ -246,7 +251,8 @@ def main(
         return
     source = _open(data, declared, split)
     keep_freed_memory()
-    with _stopping_plainly():
+    charged = Event()
+    with _stopping_plainly(), _saying_what_was_charged(charged, settings):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
         feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
@@ -262,13 +268,16 @@ def main(
                 feature_map=feature_map,
                 settings=settings,
                 on_images=on_images,
+                on_charge=charged.set,
                 on_noise=on_noise,
             )
-    write_artifact(output, artifact, force=force)
+        write_artifact(output, artifact, force=force)
     if signing_key is not None:
         sign_file(output, signing_key, force=force)
     if settings.register is None:
         warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
+    else:
+        show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
     if skip_unreadable:  # the same words whether there were any: that is private
         warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
     show_release(artifact, output, as_json)
@@ -307,12 +316,14 @@ def _declared_classes(text: str) -> tuple[str, ...]:
     return check_class_names([line.strip() for line in lines if line.strip()])
 
 
-def _check_usage(output: Path, *, force: bool, dry_run: bool, records: int | None) -> None:
+def _check_usage(output: Path, register: Register | None, *, force: bool, dry_run: bool, records: int | None) -> None:
     """Everything that can be refused without looking at data or encoder."""
     if dry_run != (records is not None):
         raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")
     if dry_run:
         return
+    if register is not None and output.resolve() == register.path.resolve():
+        raise UsageError(f"--output and --register are the same file, {output}: name two")
     check_writable_target(output, force=force)
     try:
         with tempfile.TemporaryFile(dir=output.parent):
@@ -347,3 +358,18 @@ def _stopping_plainly() -> Iterator[None]:
         raise InterruptedEmbeddingError("interrupted: nothing was released and nothing was written") from None
     except UnreadableImageError as error:
         raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
+
+
+@contextmanager
+def _saying_what_was_charged(charged: Event, settings: EmbedSettings) -> Iterator[None]:
+    """After the charge, no failure may read as if nothing had been spent."""
+    try:
+        yield
+    except (DpmepfError, KeyboardInterrupt) as error:
+        if not charged.is_set() or settings.register is None:
+            raise
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        raise ChargedWithoutReleaseError(
+            f"{reason}; the release was charged to {settings.register.path} and stays charged, although nothing was "
+            "released"
+        ) from None

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.register import Account
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
 from dpmepf.shared.feature_map import FeatureMapDescription
@@ -112,6 +113,20 @@ def show_release(artifact: Artifact, output: Path, as_json: bool) -> None:
     )
     if as_json:
         click.echo(json.dumps({"artifact": str(output), **_parameters(ledger), "release_id": ledger.release_id}))
+
+
+def show_account(register: Path, account: Account) -> None:
+    """What the data set has spent by now, and that an account is new where it is."""
+    budget = account.budget
+    opened = "a new account, " if len(account.releases) == 1 else ""
+    console.print(
+        Text(
+            f"{register}: {opened}{account.dataset} has spent epsilon {account.epsilon_spent():.4g} of "
+            f"{budget.epsilon:g} at delta {budget.delta:g}, in {len(account.releases)} release"
+            + ("s" if len(account.releases) > 1 else "")
+        ),
+        soft_wrap=True,
+    )
 
 
 def _claim(ledger: Ledger) -> str:

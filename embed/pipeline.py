@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -96,6 +95,7 @@ def embed_images(
     feature_map: FeatureMap,
     settings: EmbedSettings,
     on_images: Callable[[int], None] | None = None,
+    on_charge: Callable[[], None] | None = None,
     on_noise: Callable[[int], None] | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> Artifact:
@@ -106,12 +106,20 @@ def embed_images(
         feature_map: φ for the schema's resolution and channels, on `settings.device`.
         on_images: called with the number of images just embedded. A running total of them is private: it may be shown
             to the custodian while it runs, and must not be stored.
+        on_charge: called when the release is charged to the register: from there on it stays charged.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
     Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
         before any image is read; errors of the loader; NoiseError.
     """
     plan(schema, feature_map, settings)
+
+    def charge(ledger: Ledger) -> None:
+        if settings.register is not None:
+            settings.register.charge(ledger, budget=settings.budget)
+            if on_charge is not None:
+                on_charge()
+
     sums = sum_images(
         source,
         schema=schema,
@@ -129,7 +137,7 @@ def embed_images(
         relation=settings.relation,
         inferred_schema=schema.inferred,
         dataset_name=settings.dataset_name,
-        charge=partial(settings.register.charge, budget=settings.budget) if settings.register else None,
+        charge=charge,
         progress=on_noise,
     )
 

@@ -14,7 +14,8 @@ import dpmepf.artifacts
 FOLDER = Path(dpmepf.artifacts.__file__).parent
 MODULES = sorted(path for path in FOLDER.glob("*.py") if path.read_text().startswith('"""Trusted core'))
 ALLOWED = {
-    *(
+    # the standard library
+    *[
         "__future__",
         "collections.abc",
         "contextlib",
@@ -24,11 +25,28 @@ ALLOWED = {
         "enum",
         "errno",
         "fractions",
-    ),
-    *("hashlib", "importlib.metadata", "io", "json", "math", "os", "pathlib", "platform", "re", "secrets"),
-    *("sqlite3", "statistics", "struct", "typing", "uuid", "zlib", "h5py", "mpmath", "numpy", "numpy.typing"),
-    "platformdirs",
-    *("dpmepf.shared", "dpmepf.shared.errors", "dpmepf.shared.class_names", "dpmepf.shared.feature_map"),
+        "hashlib",
+    ],
+    *[
+        "importlib.metadata",
+        "io",
+        "json",
+        "math",
+        "os",
+        "pathlib",
+        "platform",
+        "re",
+        "secrets",
+        "sqlite3",
+        "statistics",
+        "struct",
+        "typing",
+    ],
+    *["unicodedata", "uuid", "zlib"],
+    # others'
+    *["h5py", "mpmath", "numpy", "numpy.typing", "platformdirs"],
+    # ours
+    *["dpmepf.shared", "dpmepf.shared.errors", "dpmepf.shared.class_names", "dpmepf.shared.feature_map"],
 }
 
 

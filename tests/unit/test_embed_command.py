@@ -235,7 +235,7 @@ def test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_
     first = run(*options, "--budget-eps", 3, "--output", tmp_path / "first.h5")
     assert first.exit_code == 0, first.stderr
     assert "no register" not in first.stderr
-    (release,) = Register(book).accounts()["clinic"].releases
+    (release,) = Register(book).read().accounts["clinic"].releases
     assert release.ledger == read_artifact(tmp_path / "first.h5").ledger
 
     def no_image(*_: object, **__: object) -> None:
@@ -247,13 +247,14 @@ def test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_
     assert "out of budget" in second.stderr
     assert "--eps 1." in second.stderr
     assert not (tmp_path / "second.h5").exists()
-    assert len(Register(book).accounts()["clinic"].releases) == 1
+    assert len(Register(book).read().accounts["clinic"].releases) == 1
 
 
 def test_a_name_is_enough_for_the_register_in_the_state_folder(data: Path, tmp_path: Path) -> None:
     result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 0, result.stderr
-    assert len(Register(default_register()).accounts()["clinic"].releases) == 1
+    assert "a new account, clinic has spent epsilon 2 of 2" in result.stderr
+    assert len(Register(default_register()).read().accounts["clinic"].releases) == 1
     assert default_register().is_relative_to(tmp_path)
 
 
@@ -270,6 +271,7 @@ def test_without_a_register_the_command_says_that_releases_add_up(data: Path, tm
         (("--budget-eps", 2), "name yours with --dataset"),
         (("--register", "book.sqlite"), "name yours with --dataset"),
         (("--dataset", "clinic", "--budget-delta", 1e-5), "--budget-delta belongs to --budget-eps"),
+        (("--dataset", "clinic", "--budget-eps", 2, "--register", "artifact.h5"), "are the same file"),
     ],
 )
 def test_half_a_register_is_refused_in_a_sentence(
@@ -291,8 +293,9 @@ def test_noise_that_fails_leaves_the_charge_and_no_artifact(
     monkeypatch.setattr(release_module, "add_discrete_gaussian_noise", no_entropy)
     result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 1
+    assert "no entropy; the release was charged" in result.stderr.replace("\n", " ")
     assert not (tmp_path / "artifact.h5").exists()
-    assert len(Register(default_register()).accounts()["clinic"].releases) == 1
+    assert len(Register(default_register()).read().accounts["clinic"].releases) == 1
 
 
 def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_opened(

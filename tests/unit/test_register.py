@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -10,18 +11,25 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import artifact_examples
 import pytest
-from artifact_examples import example_ledger
 from click.testing import CliRunner
 
 from dpmepf.artifacts.accounting import DiscreteGaussian, composed_delta, composed_epsilon, gaussian_epsilon
 from dpmepf.artifacts.audit_command import main as audit
 from dpmepf.artifacts.errors import RegisterBudgetError, RegisterError
+from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.register import Budget, Register
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.shared.errors import DpmepfError
 
 ADD_OR_REMOVE, REPLACE = NeighbouringRelation.ADD_OR_REMOVE_ONE, NeighbouringRelation.REPLACE_ONE
+
+
+def example_ledger(**changes: Any) -> Ledger:
+    return artifact_examples.example_ledger(**{"dataset_name": "clinic"} | changes)
 
 
 def budget(epsilon: float = 2.0, delta: float = 1e-5, relation: NeighbouringRelation = ADD_OR_REMOVE) -> Budget:
@@ -71,7 +79,7 @@ def test_no_release_costs_nothing() -> None:
 
 def test_a_budget_holds_exactly_one_release_of_its_own_size(register: Register) -> None:
     register.charge(example_ledger(epsilon=2.0, delta=1e-5), budget=budget())
-    account = register.accounts()["unnamed"]
+    account = register.read().accounts["clinic"]
     assert len(account.releases) == 1
     assert account.epsilon_spent() == pytest.approx(2.0, rel=1e-9)
     with pytest.raises(RegisterBudgetError, match="no epsilon at this delta would fit"):
@@ -80,14 +88,14 @@ def test_a_budget_holds_exactly_one_release_of_its_own_size(register: Register) 
 
 def test_over_budget_says_what_would_fit_and_that_fits(register: Register) -> None:
     register.charge(example_ledger(), budget=budget())
-    before = register.head()
+    before = register.read().head
     with pytest.raises(RegisterBudgetError) as refusal:
         register.charge(example_ledger(epsilon=1.9))
     message = str(refusal.value)
     assert "requested epsilon 1.9" in message
     assert "spent epsilon 1 of 2 " in message
     assert "remaining 1;" in message
-    assert register.head() == before
+    assert register.read().head == before
     fitting = float(message.split("--eps ")[1].split()[0])
     assert 1.0 < fitting < 1.9  # less than the difference would be simple addition
     with pytest.raises(RegisterBudgetError):
@@ -98,31 +106,34 @@ def test_over_budget_says_what_would_fit_and_that_fits(register: Register) -> No
 def test_data_sets_have_accounts_of_their_own(register: Register) -> None:
     register.charge(example_ledger(dataset_name="x-rays", epsilon=2.0), budget=budget())
     register.charge(example_ledger(dataset_name="skin", epsilon=0.5), budget=budget(epsilon=0.5, delta=1e-5))
-    assert {name: len(account.releases) for name, account in register.accounts().items()} == {"x-rays": 1, "skin": 1}
+    assert {name: len(account.releases) for name, account in register.read().accounts.items()} == {
+        "x-rays": 1,
+        "skin": 1,
+    }
 
 
 def test_a_release_under_the_other_relation_counts_with_its_sensitivity_under_the_budgets(register: Register) -> None:
     """Calibrated for adding or removing one, replacing one (non-negative features) moves √2 as far."""
     ledger = example_ledger(epsilon=1.0)
     register.charge(ledger, budget=budget(relation=REPLACE))
-    spent = register.accounts()["unnamed"].epsilon_spent()
+    spent = register.read().accounts["clinic"].epsilon_spent()
     assert spent == pytest.approx(
         gaussian_epsilon(1e-5, sensitivity=math.sqrt(2) * ledger.sensitivity, sigma=ledger.sigma), rel=1e-9
     )
 
 
 def test_a_budget_is_set_once(register: Register) -> None:
-    register.set_budget("unnamed", budget())
+    register.set_budget("clinic", budget())
     register.charge(example_ledger(epsilon=0.5), budget=budget())  # the same once more is no contradiction
     with pytest.raises(RegisterBudgetError, match="set once"):
-        register.set_budget("unnamed", budget(epsilon=10.0))
+        register.set_budget("clinic", budget(epsilon=10.0))
     with pytest.raises(RegisterBudgetError, match="set once"):
         register.charge(example_ledger(epsilon=0.1), budget=budget(epsilon=10.0))
-    assert len(register.accounts()["unnamed"].releases) == 1
+    assert len(register.read().accounts["clinic"].releases) == 1
 
 
 def test_a_data_set_without_a_budget_is_refused_and_no_file_is_made(register: Register) -> None:
-    with pytest.raises(RegisterBudgetError, match="knows no data set 'unnamed'"):
+    with pytest.raises(RegisterBudgetError, match="knows no data set 'clinic'"):
         register.check(example_ledger())
     assert not register.path.exists()
 
@@ -163,7 +174,7 @@ def test_processes_at_once_cannot_overspend(register: Register) -> None:
     outcomes = [outcome.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
-    account = register.accounts()["unnamed"]
+    account = register.read().accounts["clinic"]
     assert outcomes.count("charged") == len(account.releases) == 2
     assert account.delta_spent() <= 1e-5
 
@@ -174,23 +185,27 @@ def test_a_charge_stays_when_the_process_is_killed_right_after_it(register: Regi
         "from artifact_examples import example_ledger; from dpmepf.artifacts.register import *\n"
         "from dpmepf.artifacts.relation import NeighbouringRelation as N\n"
         "book = Register(Path(sys.argv[1]))\n"
-        "book.charge(example_ledger(), budget=Budget(epsilon=2.0, delta=1e-5, relation=N.ADD_OR_REMOVE_ONE))\n"
+        "budget = Budget(epsilon=2.0, delta=1e-5, relation=N.ADD_OR_REMOVE_ONE)\n"
+        "book.charge(example_ledger(dataset_name='clinic'), budget=budget)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     arguments = [sys.executable, "-c", program, str(register.path), str(Path(__file__).parent)]
     assert subprocess.run(arguments, check=False).returncode == -9
-    assert len(register.accounts()["unnamed"].releases) == 1
+    assert len(register.read().accounts["clinic"].releases) == 1
 
 
 # Tampering
 
 
 def tamper(path: Path, statement: str, *values: object) -> None:
-    """As somebody would who knows SQL but not the book: triggers dropped first."""
+    """As somebody would who knows SQL: triggers dropped first, and put back."""
     connection = sqlite3.connect(path)
-    for trigger in ("unchanged", "unremoved"):
-        connection.execute(f"DROP TRIGGER {trigger}")
+    triggers = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        connection.execute(f"DROP TRIGGER {name}")
     connection.execute(statement, values)
+    for _, sql in triggers:
+        connection.execute(sql)
     connection.commit()
     connection.close()
 
@@ -216,7 +231,7 @@ def three_entries(register: Register) -> Register:
 def test_an_entry_that_was_edited_or_removed_shows(statement: str, three_entries: Register) -> None:
     tamper(three_entries.path, statement)
     with pytest.raises(RegisterError, match="was edited, or one before it removed"):
-        three_entries.accounts()
+        three_entries.read()
     with pytest.raises(RegisterError, match="was edited"):
         three_entries.charge(example_ledger(epsilon=0.1))
 
@@ -229,13 +244,13 @@ def test_an_edited_entry_with_its_own_hash_mended_breaks_the_next(three_entries:
     connection.close()
     tamper(three_entries.path, "UPDATE entries SET content = ?, hash = ? WHERE number = 2", content, _hash(content))
     with pytest.raises(RegisterError, match="entry 3 was edited"):
-        three_entries.accounts()
+        three_entries.read()
 
 
 def test_removing_the_last_entry_changes_the_last_hash(three_entries: Register) -> None:
-    noted = three_entries.head()
+    noted = three_entries.read().head
     tamper(three_entries.path, "DELETE FROM entries WHERE number = 3")
-    assert three_entries.head() != noted
+    assert three_entries.read().head != noted
 
 
 def test_the_file_itself_refuses_changes(three_entries: Register) -> None:
@@ -246,32 +261,153 @@ def test_the_file_itself_refuses_changes(three_entries: Register) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("kind", ["text", "other database", "folder", "later version"])
-def test_what_is_no_register_is_refused_and_left_alone(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "addition",
+    [
+        "CREATE TRIGGER quiet BEFORE INSERT ON entries BEGIN SELECT RAISE(IGNORE); END",
+        "CREATE TRIGGER loud AFTER INSERT ON entries BEGIN DELETE FROM entries WHERE number = NEW.number; END",
+        "CREATE TABLE other (x)",
+        "CREATE VIEW other AS SELECT 1",
+        "DROP TRIGGER unremoved",
+    ],
+)
+def test_a_schema_that_could_swallow_entries_is_refused(addition: str, three_entries: Register) -> None:
+    connection = sqlite3.connect(three_entries.path)
+    connection.execute(addition)
+    connection.commit()
+    connection.close()
+    with pytest.raises(RegisterError, match="tables or triggers were changed"):
+        three_entries.charge(example_ledger(epsilon=0.1))
+
+
+def test_a_book_whose_hashes_were_all_written_anew_shows_against_a_noted_hash(three_entries: Register) -> None:
+    from dpmepf.artifacts.register import _hash
+
+    noted = three_entries.read().head
+    three_entries.charge(example_ledger(epsilon=0.2))
+    assert three_entries.read().holds_hash(noted)
+    connection = sqlite3.connect(three_entries.path)
+    texts = [text for (text,) in connection.execute("SELECT content FROM entries ORDER BY number")]
+    connection.close()
+    del texts[1]
+    previous = "0" * 64
+    tamper(three_entries.path, "DELETE FROM entries")
+    for number, text in enumerate(texts, start=1):
+        content = json.dumps(json.loads(text) | {"number": number, "previous": previous}, sort_keys=True)
+        previous = _hash(content)
+        tamper(three_entries.path, "INSERT INTO entries VALUES (?, ?, ?)", number, content, previous)
+    assert len(three_entries.read().accounts["clinic"].releases) == 2  # the chain alone cannot tell
+    assert not three_entries.read().holds_hash(noted)
+    result = CliRunner().invoke(audit, [str(three_entries.path), "--noted", noted])
+    assert (result.exit_code, "NOT AS NOTED" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize("name", [":memory:", "file:book?mode=memory", "file::memory:"])
+def test_a_special_name_of_sqlite_is_a_file_like_any_other(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Register(Path(name)).charge(example_ledger(epsilon=2.0), budget=budget())
+    with pytest.raises(RegisterBudgetError):
+        Register(Path(name)).charge(example_ledger(epsilon=2.0), budget=budget())
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "other database", "folder", "pipe", "later version", "wal", "cut"])
+def test_what_is_no_register_is_refused_and_left_alone(kind: str, three_entries: Register, tmp_path: Path) -> None:
     path = tmp_path / "file"
-    if kind == "text":
-        path.write_text("not a database, but some kilobytes of text " * 100)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        connection = sqlite3.connect(path)
-        connection.execute("CREATE TABLE other (x)")
-        if kind == "later version":
-            connection.execute(f"PRAGMA application_id = {0x64704D45}")
-            connection.execute("PRAGMA user_version = 2")
-        connection.commit()
-        connection.close()
+    content = bytearray(three_entries.path.read_bytes())
+    match kind:
+        case "text":
+            path.write_text("not a database, but some kilobytes of text " * 100)
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "other database":
+            connection = sqlite3.connect(path)
+            connection.execute("CREATE TABLE other (x)")
+            connection.close()
+        case _:
+            if kind == "later version":
+                content[63] = 2
+            elif kind == "wal":
+                content[18:20] = b"\2\2"
+            path.write_bytes({"empty": b"", "cut": bytes(content[:5000])}.get(kind, bytes(content)))
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(RegisterError):
-        Register(path).charge(example_ledger(), budget=budget())
+    for act in (Register(path).check, Register(path).charge):
+        with pytest.raises(RegisterError):
+            act(example_ledger(), budget=budget())
     assert (path.read_bytes() if path.is_file() else None) == before
+    assert CliRunner().invoke(audit, [str(path)]).exit_code in (1, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon": 10**400},
+        {"epsilon": "2"},
+        {"dataset": 5},
+        {"dataset": "a\u001b[31m"},
+        {"relation": "replace-onee"},
+        {"kind": "gift"},
+    ],
+)
+def test_an_entry_of_another_form_is_refused_whatever_its_hash(changes: dict[str, Any], register: Register) -> None:
+    from dpmepf.artifacts.register import _hash
+
+    register.set_budget("clinic", budget())
+    connection = sqlite3.connect(register.path)
+    text = connection.execute("SELECT content FROM entries").fetchone()[0]
+    connection.close()
+    content = json.dumps(json.loads(text) | changes)
+    tamper(register.path, "UPDATE entries SET content = ?, hash = ?", content, _hash(content))
+    with pytest.raises(RegisterError, match="entry 1"):
+        register.read()
+
+
+@pytest.mark.parametrize("name", ["", "unnamed", " x", "x ", "a\nb", "e\u0301", "n" * 201, "\udcff", "\x1b[31m"])
+def test_a_name_that_could_not_be_told_or_charged_opens_no_account(name: str, register: Register) -> None:
+    with pytest.raises(DpmepfError):
+        register.set_budget(name, budget())
+    assert not register.path.exists()
+
+
+@pytest.mark.parametrize("name", ["Clinic", "cli nic", "cl\u2010inic", "ｃlinic"])
+def test_a_name_that_is_almost_anothers_gets_no_budget_of_its_own(name: str, register: Register) -> None:
+    register.charge(example_ledger(epsilon=0.1), budget=budget())
+    for act in (
+        lambda: register.set_budget(name, budget()),
+        lambda: register.charge(example_ledger(dataset_name=name), budget=budget()),
+    ):
+        with pytest.raises(RegisterBudgetError, match="almost that of 'clinic'"):
+            act()
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [{"lattice_exponent": 16, "count_weight_lattice": 1}, {"non_negative_features": False, "relation": REPLACE}],
+)
+def test_a_ledger_that_contradicts_itself_is_not_charged(forgery: dict[str, Any], register: Register) -> None:
+    ledger = dataclasses.replace(example_ledger(), **forgery)
+    with pytest.raises(RegisterError, match="contradicts itself"):
+        register.charge(ledger, budget=budget())
+    assert not register.path.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_shows_before_anything_is_embedded(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RegisterError, match="cannot be created"):
-        Register(tmp_path / "state" / "register.sqlite").set_budget("a", budget())
+        Register(tmp_path / "state" / "register.sqlite").check(example_ledger(), budget=budget())
+
+
+def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("n" * 300), tmp_path / "file" / "register.sqlite"):
+        with pytest.raises(RegisterError):
+            Register(path).check(example_ledger(), budget=budget())
+        with pytest.raises(RegisterError):
+            Register(path).set_budget("clinic", budget())
 
 
 # The auditor's commands
@@ -289,9 +425,9 @@ def test_the_command_sets_a_budget_and_shows_history_and_total(register: Registe
     assert "within its budget" in shown.stdout
     report = json.loads(runner.invoke(audit, [str(register.path), "--json"]).stdout)
     assert report["valid"] is True
-    assert report["head"] == register.head()
+    assert report["head"] == register.read().head
     (summary,) = report["datasets"]
-    assert summary["epsilon"] == register.accounts()["[bold]x-rays"].epsilon_spent()
+    assert summary["epsilon"] == register.read().accounts["[bold]x-rays"].epsilon_spent()
     assert [release["epsilon"] for release in summary["releases"]] == [0.5, 0.7]
     again = runner.invoke(audit, ["register", "init", str(register.path), *options])
     assert (again.exit_code, "set once" in again.output) == (1, True)
