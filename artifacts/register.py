@@ -301,7 +301,7 @@ class Register:
         except sqlite3.Error as error:
             raise RegisterError(
                 f"the register {self.path} cannot be used ({error}): check the file and its folder, or restore it from "
-                "a copy and enter again what was released since"
+                "a copy that holds every release"
             ) from error
 
     def _exists(self) -> bool:
@@ -349,7 +349,9 @@ class Register:
             with contextlib.suppress(ArtifactExistsError):  # another process was first
                 write_atomically(self.path, content)
         except (OSError, ArtifactError) as error:
-            raise RegisterError(f"the register {self.path} cannot be created: {error}") from error
+            raise RegisterError(
+                f"the register {self.path} cannot be created: make room, or name a file in a folder that may be written to"
+            ) from error
 
     def _check_creatable(self) -> None:
         folder = self.path.parent
@@ -383,7 +385,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a trigger, view or table that a register does not have: it could swallow entries."""
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
     if found != sorted(_OBJECTS):
-        raise RegisterError(f"{path}: its tables or triggers were changed: restore the register from a copy")
+        raise RegisterError(f"{path}: its tables or triggers were changed: restore it from a copy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,8 +400,8 @@ def _entries(connection: sqlite3.Connection, path: Path) -> list[_Entry]:
     rows = connection.execute("SELECT number, content, hash FROM entries ORDER BY number")
     for number, (stored, text, digest) in enumerate(rows, start=1):
         broken = (
-            f"{path}: entry {number} was edited, or one before it removed: restore the register from a copy and enter "
-            "again what was released since"
+            f"{path}: entry {number} was edited, or one before it removed: restore the register from a copy "
+            "that holds every release"
         )
         if stored != number or not isinstance(text, str) or len(text) > LONGEST_ENTRY or digest != _hash(text):
             raise RegisterError(broken)
