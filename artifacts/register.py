@@ -350,7 +350,7 @@ class Register:
                 write_atomically(self.path, content)
         except (OSError, ArtifactError) as error:
             raise RegisterError(
-                f"the register {self.path} cannot be created: make room, or name a file in a folder that may be written to"
+                f"the register {self.path} cannot be created: make room, or choose a folder that may be written to"
             ) from error
 
     def _check_creatable(self) -> None:
