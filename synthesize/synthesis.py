@@ -96,7 +96,7 @@ class SynthesisCallbacks:
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
     on_images: Callable[[int, int], None] = lambda count, total: None
     stop_requested: Callable[[], bool] = lambda: False
-    snapshot_seconds: float = 30.0
+    snapshot_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

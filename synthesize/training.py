@@ -69,7 +69,7 @@ class TrainingCallbacks:
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
     on_snapshot: Callable[[GeneratorTraining], None] = lambda training: None
     stop_requested: Callable[[], bool] = lambda: False
-    snapshot_seconds: float = 30.0
+    snapshot_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

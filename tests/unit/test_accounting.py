@@ -155,7 +155,7 @@ def test_lemma_1_bounds_the_ratio_of_the_rounded_to_the_discrete_gaussian(sigma:
 def test_the_surcharges_in_use_bound_the_ratio_wherever_the_theorem_says(sigma: float) -> None:
     with mpmath.workdps(60):
         delta = mpmath.mpf(1) / 100
-        below, above = accounting._lattice_surcharge(mpmath.mpf(0), delta, mpmath.mpf(sigma), 1)
+        below, above = accounting._lattice_surcharge(mpmath.mpf(0), delta, [(mpmath.mpf(sigma), 1)])
         radius = sigma * (1 + math.sqrt(2 * (math.log(100) + 40))) + 0.5  # T for t = -ln delta + 40
         reach = int(radius)
         p, q = discrete_gaussian(sigma, 3 * reach), rounded_gaussian(sigma, reach)

@@ -232,7 +232,7 @@ def test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_
 ) -> None:
     book = tmp_path / "book.sqlite"
     options = ("--data", data, "--dataset", "clinic", "--register", book)
-    first = run(*options, "--budget-eps", 3, "--output", tmp_path / "first.h5")
+    first = run(*options, "--budget-eps", 2.5, "--output", tmp_path / "first.h5")
     assert first.exit_code == 0, first.stderr
     assert "no register" not in first.stderr
     (release,) = Register(book).read().accounts["clinic"].releases
