@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 EPSILON = "2"
 TRAINING_DIGITS = 1500
+SAMPLES = "10000"  # as many as the release says would be 60,000 files of MNIST
 DEMO = Path("demo")
 console = Console(stderr=True)
 
@@ -73,7 +74,7 @@ def main() -> None:
     artifact, synthetic = DEMO / "artifact.h5", DEMO / "synthetic"
     run("dpmepf-embed", "--data", train, "--eps", EPSILON, "--delta", "1e-5", "--output", artifact)
     run("dpmepf-audit", artifact)
-    run("dpmepf-synth", artifact, "--preset", "quick", "--output", synthetic)
+    run("dpmepf-synth", artifact, "--preset", "quick", "--samples", SAMPLES, "--output", synthetic)
     run("dpmepf-eval", synthetic, "--real", test, "--seeds", "1")
     console.rule("[bold]Look at")
     for name in ("preview.png", "curve.png", "report.html"):
