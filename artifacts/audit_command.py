@@ -81,12 +81,7 @@ def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path 
 
 
 def _render(report: AuditReport, console: Console) -> None:
-    for table in (
-        _release_table(report),
-        _claims_table(report),
-        _epsilon_table(report),
-        _curve_table(report),
-    ):
+    for table in (_release_table(report), _claims_table(report), _epsilon_table(report), _curve_table(report)):
         console.print(table)
         console.print()
     if report.valid:

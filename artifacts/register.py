@@ -38,7 +38,6 @@ from dpmepf.shared.errors import DpmepfError, UsageError
 APPLICATION_ID = 0x64704D45  # "dpME"
 VERSION = 1
 NO_ENTRY = "0" * 64  # what the first entry holds in place of the hash of the one before
-BUDGET, RELEASE = "budget", "release"
 LOCK_SECONDS = 60.0
 LONGEST_ENTRY = 20_000  # characters; a ledger has about 2,000
 LONGEST_VALUE = 1_000_000  # bytes that SQLite hands out as one value
@@ -67,7 +66,7 @@ _OBJECTS = (  # the whole schema: type, name, table, and the statement that make
 )
 
 # The SQLite file's header (https://www.sqlite.org/fileformat.html, section 1.3)
-_MAGIC = b"SQLite format 3\0"
+SQLITE_MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _FORMAT_VERSIONS = slice(18, 20)
 _ROLLBACK_JOURNAL = b"\1\1"
@@ -274,7 +273,7 @@ class Register:
             _refuse_over_budget(account, ledger)
             if ledger.dataset_name not in accounts:
                 _append(connection, entries, _budget_entry(account.dataset, account.budget))
-            _append(connection, entries, {"kind": RELEASE, "ledger": ledger.to_dict()})
+            _append(connection, entries, {"kind": "release", "ledger": ledger.to_dict()})
         if not self.read().holds_hash(entries[-1].hash):
             raise RegisterError(f"the register {self.path} did not keep what was entered: nothing may be released")
 
@@ -324,7 +323,7 @@ class Register:
         except OSError as error:
             raise self._unreachable(error) from error
         application = int.from_bytes(header[_APPLICATION_ID], "big")
-        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC) or application != APPLICATION_ID:
+        if len(header) < _HEADER_BYTES or not header.startswith(SQLITE_MAGIC) or application != APPLICATION_ID:
             raise RegisterError(f"{self.path} is not a register, or was emptied: name the register's file")
         version = int.from_bytes(header[_USER_VERSION], "big")
         if version != VERSION:
@@ -514,7 +513,7 @@ def _refuse_over_budget(account: Account, ledger: Ledger) -> None:
 
 def _budget_entry(dataset: str, budget: Budget) -> dict[str, Any]:
     return {
-        "kind": BUDGET,
+        "kind": "budget",
         "dataset": dataset,
         "epsilon": budget.epsilon,
         "delta": budget.delta,

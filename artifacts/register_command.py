@@ -10,12 +10,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from dpmepf.artifacts.register import Account, Budget, Register, default_register
+from dpmepf.artifacts.register import SQLITE_MAGIC, Account, Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.tables import plain_table, rounded_up
 from dpmepf.shared.console import console, reports_errors
-
-_SQLITE_MAGIC = b"SQLite format 3\0"
 
 
 @click.group("register")
@@ -65,7 +63,7 @@ def is_sqlite(file: Path) -> bool:
         if not file.is_file():  # a named pipe would not end
             return False
         with file.open("rb") as opened:
-            return opened.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+            return opened.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
     except OSError:
         return False
 
