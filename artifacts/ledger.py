@@ -24,6 +24,8 @@ from dpmepf.shared.errors import UsageError
 SCHEMA_VERSION = 1
 MECHANISM = "discrete-gaussian"
 ONE_IMAGE = "one image"
+ONE_PERSON = "one person"
+UNITS = (ONE_IMAGE, ONE_PERSON)
 UNNAMED = "unnamed"
 SCHEMA_PARTS = ("classes", "resolution", "channels")
 RECORDED_LIBRARIES = ("opendp", "torch", "numpy", "h5py")
@@ -62,6 +64,7 @@ class Ledger:
     noise_multiplier: float
     """sigma / sensitivity, rounded down; the artifact holds it as an Opacus accountant state."""
     unit_of_privacy: str = ONE_IMAGE
+    """What neighbouring data sets differ by: one image, or one person with all their images."""
     inferred_schema: tuple[str, ...] = ()
     """Parts of the schema read from the data set's form: inferred, treated as public."""
     dataset_name: str = UNNAMED
@@ -88,8 +91,8 @@ class Ledger:
         _check_int("class_count", self.class_count, 1, LARGEST_CLASS_COUNT)
         boolean = isinstance(self.non_negative_features, bool)
         _require(boolean, "non_negative_features", self.non_negative_features, "true or false")
-        # The only unit that this version's proof is for: any other claims more than was done.
-        _require(self.unit_of_privacy == ONE_IMAGE, "unit_of_privacy", self.unit_of_privacy, repr(ONE_IMAGE))
+        # Those that there is a proof for: any other claims more than was done.
+        _require(self.unit_of_privacy in UNITS, "unit_of_privacy", self.unit_of_privacy, " or ".join(UNITS))
         _check_text("dataset_name", self.dataset_name)
         parts = self.inferred_schema
         known = isinstance(parts, tuple) and all(part in SCHEMA_PARTS for part in parts)
@@ -175,12 +178,13 @@ def plan_release(
     non_negative_features: bool,
     inferred_schema: tuple[str, ...] = (),
     dataset_name: str = UNNAMED,
+    unit_of_privacy: str = ONE_IMAGE,
 ) -> Ledger:
     """The ledger of a release that meets (epsilon, delta) with the least noise; it reads no data.
 
     Guarantee:
-        Exact integer sums of bounded records plus discrete Gaussian noise of the ledger's sigma on each coordinate
-        are (epsilon, delta)-DP under `relation`, for one image.
+        Exact integer sums of bounded contributions plus discrete Gaussian noise of the ledger's sigma on each
+        coordinate are (epsilon, delta)-DP under `relation`, for the unit whose contribution was bounded.
     Assumes:
         The sums are those of the ledger's lattice: `sensitivity_squared` bounds their change (sensitivity.py).
     Source:
@@ -193,7 +197,7 @@ def plan_release(
         feature_dimension: D.
         class_count: K.
         non_negative_features: whether the release clamps negative features to zero.
-        inferred_schema, dataset_name: recorded as they are.
+        inferred_schema, dataset_name, unit_of_privacy: recorded as they are.
 
     Returns:
         A ledger with a fresh random release id.
@@ -227,6 +231,7 @@ def plan_release(
         noise_multiplier=accounting.noise_multiplier_lower_bound(sensitivity=bound, sigma=sigma),
         inferred_schema=inferred_schema,
         dataset_name=dataset_name,
+        unit_of_privacy=unit_of_privacy,
     )
 
 

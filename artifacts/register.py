@@ -30,7 +30,7 @@ from dpmepf.artifacts import accounting
 from dpmepf.artifacts.atomic_file import write_atomically
 from dpmepf.artifacts.claims import check_ledger, implied_sensitivity
 from dpmepf.artifacts.errors import ArtifactError, ArtifactExistsError, RegisterBudgetError, RegisterError
-from dpmepf.artifacts.ledger import UNNAMED, Ledger, check_dataset_name, plan_release
+from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.strict_json import parse_json
 from dpmepf.shared.errors import DpmepfError, UsageError
@@ -76,13 +76,19 @@ _APPLICATION_ID = slice(68, 72)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What all releases of one data set may spend together. epsilon > 0, in nats; delta in (0, 1)."""
+    """What all releases of one data set may spend together. epsilon > 0, in nats; delta in (0, 1).
+
+    unit_of_privacy: whom the budget is for, one image or one person: releases for the other do not add up with it.
+    """
 
     epsilon: float
     delta: float
     relation: NeighbouringRelation
+    unit_of_privacy: str = ONE_IMAGE
 
     def __post_init__(self) -> None:
+        if self.unit_of_privacy not in UNITS:
+            raise RegisterError(f"a budget's unit of privacy is {self.unit_of_privacy!a}; it is {' or '.join(UNITS)}")
         if not isinstance(self.relation, NeighbouringRelation):
             raise RegisterError(f"a budget's relation is {self.relation!a}, which is no neighbouring relation")
         if type(self.epsilon) is not float or type(self.delta) is not float:
@@ -160,6 +166,7 @@ class Account:
                     feature_dimension=ledger.feature_dimension,
                     class_count=ledger.class_count,
                     non_negative_features=ledger.non_negative_features,
+                    unit_of_privacy=ledger.unit_of_privacy,
                 )
             )
         except UsageError:  # too small an epsilon for 64-bit sums
@@ -436,7 +443,9 @@ def _accounts(entries: Sequence[_Entry]) -> dict[str, Account]:
         try:
             match entry.content:
                 case {"kind": "budget", "dataset": dataset, "epsilon": epsilon, "delta": delta, "relation": relation}:
-                    budget = Budget(epsilon=epsilon, delta=delta, relation=NeighbouringRelation(relation))
+                    unit = entry.content.get("unit_of_privacy", ONE_IMAGE)  # the first books have no other
+                    kept = NeighbouringRelation(relation)
+                    budget = Budget(epsilon=epsilon, delta=delta, relation=kept, unit_of_privacy=unit)
                     check_register_name(dataset)
                     if dataset in accounts:
                         raise ValueError("a second budget")
@@ -444,6 +453,8 @@ def _accounts(entries: Sequence[_Entry]) -> dict[str, Account]:
                 case {"kind": "release", "ledger": fields, "time": time}:
                     ledger = Ledger.from_dict(fields)
                     account = accounts[ledger.dataset_name]
+                    if ledger.unit_of_privacy != account.budget.unit_of_privacy:
+                        raise ValueError("a release for another unit of privacy than the budget's")
                     charged = datetime.datetime.fromisoformat(time).isoformat(timespec="seconds")
                     release = RegisteredRelease(number=number, time=charged, ledger=ledger)
                     accounts[account.dataset] = dataclasses.replace(account, releases=(*account.releases, release))
@@ -465,7 +476,12 @@ def _account_for(accounts: Mapping[str, Account], ledger: Ledger, budget: Budget
             )
         check_register_name(dataset)
         _refuse_similar_name(accounts, dataset)
-        return Account(dataset=dataset, budget=budget)
+        account = Account(dataset=dataset, budget=budget)
+    if ledger.unit_of_privacy != account.budget.unit_of_privacy:
+        raise RegisterBudgetError(
+            f"the budget of the data set {dataset!a} is for {account.budget.unit_of_privacy}, this release for "
+            f"{ledger.unit_of_privacy}: the two do not add up; release it as its budget says"
+        )
     if budget is not None and budget != account.budget:
         raise RegisterBudgetError(
             f"the data set {dataset!a} has the budget epsilon {account.budget.epsilon:g}, delta "
@@ -518,6 +534,7 @@ def _budget_entry(dataset: str, budget: Budget) -> dict[str, Any]:
         "epsilon": budget.epsilon,
         "delta": budget.delta,
         "relation": budget.relation.value,
+        "unit_of_privacy": budget.unit_of_privacy,
     }
 
 

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS
 from dpmepf.artifacts.register import SQLITE_MAGIC, Account, Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.tables import plain_table, rounded_up
@@ -45,14 +46,21 @@ def register_group() -> None:
     show_default=True,
     help="What the budget's guarantee hides.",
 )
+@click.option(
+    "--unit", type=click.Choice(UNITS), default=ONE_IMAGE, show_default=True, help="Whom the guarantee is for."
+)
 @reports_errors()
-def init(file: Path | None, dataset: str, budget_eps: float, budget_delta: float, relation: str) -> None:
+def init(file: Path | None, dataset: str, budget_eps: float, budget_delta: float, relation: str, unit: str) -> None:
     """Set the budget of a data set, once, in the register FILE (by default the one in the user's state folder)."""
     register = Register(file or default_register())
-    budget = Budget(epsilon=budget_eps, delta=budget_delta, relation=NeighbouringRelation(relation))
+    kept = NeighbouringRelation(relation)
+    budget = Budget(epsilon=budget_eps, delta=budget_delta, relation=kept, unit_of_privacy=unit)
     register.set_budget(dataset, budget)
     console.print(
-        Text(f"{register.path}: {dataset} may spend epsilon {budget.epsilon:g} at delta {budget.delta:g}, {relation}"),
+        Text(
+            f"{register.path}: {dataset} may spend epsilon {budget.epsilon:g} at delta {budget.delta:g}, {relation}, "
+            f"for {unit}"
+        ),
         soft_wrap=True,
     )
 
@@ -104,6 +112,7 @@ def _summary(account: Account, delta: float | None) -> dict[str, Any]:
     return {
         "dataset": account.dataset,
         "relation": budget.relation.value,
+        "unit_of_privacy": budget.unit_of_privacy,
         "budget_epsilon": budget.epsilon,
         "budget_delta": budget.delta,
         "epsilon": account.epsilon_spent(delta),
@@ -142,6 +151,7 @@ def _render(account: Account, summary: dict[str, Any], shown: Console) -> None:
     shown.print(history)
     shown.print(
         f"together epsilon {rounded_up(summary['epsilon'])} at delta {summary['delta']:g}, of a budget of "
-        f"{summary['budget_epsilon']:g} at {summary['budget_delta']:g} ({summary['relation']})\n",
+        f"{summary['budget_epsilon']:g} at {summary['budget_delta']:g} ({summary['relation']}, "
+        f"for {summary['unit_of_privacy']})\n",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""Trusted core: bound each record's features, in integers. `PROOF.md` beside this file holds the argument."""
+"""Trusted core: bound what each image, and each person, adds, in integers. `PROOF.md` beside holds the argument."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dpmepf.artifacts.sensitivity import COARSEST_LATTICE_EXPONENT, FINEST_LATTI
 from dpmepf.shared.errors import DpmepfError
 
 MAX_NORM_BITS = 62  # dimension · 2^(2k) <= 2^62: a sum of squares never leaves int64
+LARGEST_INT64 = (1 << 63) - 1
 CHUNK_VALUES = 1 << 16  # 512 KiB of float64: a chunk stays in the second-level cache
 
 
@@ -105,3 +106,35 @@ def _shorten(features: npt.NDArray[np.floating], lattice_exponent: int) -> npt.N
     norm_rounded_up = math.isqrt(squared_norm - 1) + 1
     shortened = (np.abs(lattice) << lattice_exponent) // norm_rounded_up  # towards zero: every factor is non-negative
     return np.sign(lattice) * shortened
+
+
+def clip_contribution(contribution: npt.NDArray[np.int64], *, squared_bound: int) -> npt.NDArray[np.int64]:
+    """Shorten the sum of one person's images to the bound that one image keeps.
+
+    Guarantee: the result v satisfies Σv² <= squared_bound, in exact integer arithmetic, and has the signs of
+        `contribution`. Where that kept the bound already it is returned as it is; a person with one image does.
+    Assumes: exact int64 and Python integer arithmetic.
+    Source: DESIGN §3, unit of privacy; PROOF.md, claim 6.
+    Args:
+        contribution: int64 of any shape, lattice units: all that one person adds to the sums.
+        squared_bound: Λ² >= 1, squared lattice units.
+    Returns: int64 of the same shape, truncated towards zero.
+    Edge cases: any int64 but -2^63 may occur: where products would leave int64, Python's integers take over.
+    Raises: BoundingError if the final check fails, which is a defect.
+    """
+    lengths = np.abs(contribution).ravel()
+    bound = math.isqrt(squared_bound)
+    largest = int(lengths.max(initial=0))
+    if max(lengths.size * largest, bound) * largest > LARGEST_INT64:
+        lengths = lengths.astype(object)
+    squared_norm = int(np.dot(lengths, lengths))
+    if squared_norm <= squared_bound:
+        return contribution
+    norm_rounded_up = math.isqrt(squared_norm - 1) + 1
+    shortened = (lengths * bound // norm_rounded_up).astype(np.int64)
+    if int(np.dot(shortened, shortened)) > squared_bound:
+        raise BoundingError(
+            "a person's contribution exceeded its bound after clipping; nothing was released, and this is a defect to "
+            "report"
+        )
+    return np.sign(contribution) * shortened.reshape(contribution.shape)

@@ -19,11 +19,12 @@ from rich.text import Text
 
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import write_artifact
-from dpmepf.artifacts.ledger import UNNAMED
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
+from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
@@ -76,8 +77,21 @@ class ChargedWithoutReleaseError(DpmepfError):
     "--relation",
     type=click.Choice([relation.value for relation in NeighbouringRelation]),
     default=NeighbouringRelation.ADD_OR_REMOVE_ONE.value,
-    help="What the guarantee hides: one record being there at all, or one record's content (then the number of records "
-    "counts as public).",
+    help="What the guarantee hides: one record (an image, or a person) being there at all, or one record's content "
+    "(then the number of records counts as public).",
+)
+@click.option(
+    "--unit",
+    "unit_list",
+    type=click.Path(path_type=Path),
+    metavar="FILE.csv",
+    help="Protect persons, not images: a table of two columns, image (its path below --data, or its number) and "
+    "person.",
+)
+@click.option(
+    "--unit-from-folder",
+    is_flag=True,
+    help="Protect persons, not images: each image lies in a folder named for its person, inside its class folder.",
 )
 @click.option(
     "--resolution",
@@ -170,8 +184,8 @@ class ChargedWithoutReleaseError(DpmepfError):
 @click.option(
     "--records",
     type=click.IntRange(min=1),
-    metavar="IMAGES",
-    help="With --dry-run: about how many images there are (a guess that may be public).",
+    metavar="NUMBER",
+    help="With --dry-run: about how many images (or persons) there are, a guess that may be public.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the release to stdout.")
 @reports_errors(private_data=True)
@@ -181,6 +195,8 @@ def main(
     epsilon: float,
     delta: float,
     relation: str,
+    unit_list: Path | None,
+    unit_from_folder: bool,
     resolution: int | None,
     channels: int | None,
     classes: str | None,
@@ -209,17 +225,19 @@ def main(
 
     The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
     """
+    unit = _unit_of_privacy(unit_list, unit_from_folder)
     settings = EmbedSettings(
         epsilon=epsilon,
         delta=delta,
         relation=NeighbouringRelation(relation),
+        unit_of_privacy=unit,
         batch_size=batch_size,
         workers=workers,
         device=str(choose_device(device)),
         skip_unreadable=skip_unreadable,
         dataset_name=UNNAMED if dataset_name is None else dataset_name,
         register=_register(dataset_name, register_file, budget_eps),
-        budget=_budget(budget_eps, budget_delta, delta, relation),
+        budget=_budget(budget_eps, budget_delta, delta, relation, unit),
     )
     declared = None if classes is None else _declared_classes(classes)
     if list_unreadable is not None:
@@ -250,6 +268,11 @@ def main(
         show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
         return
     source = _open(data, declared, split)
+    persons = None
+    if unit_list is not None:
+        persons = persons_from_list(source, unit_list)
+    elif unit_from_folder:
+        persons = persons_from_folders(source)
     keep_freed_memory()
     charged = Event()
     with _stopping_plainly(), _saying_what_was_charged(charged, settings):
@@ -267,6 +290,7 @@ def main(
                 schema=schema,
                 feature_map=feature_map,
                 settings=settings,
+                persons=persons,
                 on_images=on_images,
                 on_charge=charged.set,
                 on_noise=on_noise,
@@ -290,13 +314,24 @@ def _register(dataset: str | None, file: Path | None, budget_eps: float | None) 
     return Register(file or default_register())
 
 
-def _budget(epsilon: float | None, budget_delta: float | None, delta: float, relation: str) -> Budget | None:
+def _unit_of_privacy(unit_list: Path | None, unit_from_folder: bool) -> str:
+    if unit_list is not None and unit_from_folder:
+        raise UsageError("--unit and --unit-from-folder both say whose image each image is: choose one")
+    return ONE_IMAGE if unit_list is None and not unit_from_folder else ONE_PERSON
+
+
+def _budget(epsilon: float | None, budget_delta: float | None, delta: float, relation: str, unit: str) -> Budget | None:
     if epsilon is None:
         if budget_delta is not None:
             raise UsageError("--budget-delta belongs to --budget-eps: give both, or neither if the budget is set")
         return None
     relation_kept = NeighbouringRelation(relation)
-    return Budget(epsilon=epsilon, delta=delta if budget_delta is None else budget_delta, relation=relation_kept)
+    return Budget(
+        epsilon=epsilon,
+        delta=delta if budget_delta is None else budget_delta,
+        relation=relation_kept,
+        unit_of_privacy=unit,
+    )
 
 
 def _ask_passphrase() -> str:

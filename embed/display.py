@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpmepf.artifacts.artifact import Artifact
-from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.ledger import ONE_PERSON, Ledger
 from dpmepf.artifacts.register import Account
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
@@ -72,6 +72,7 @@ def show_dry_run(
     ledger: Ledger, description: FeatureMapDescription, assumed: list[str], records: int, as_json: bool
 ) -> None:
     ratio = noise_to_signal(ledger, records=records)
+    units = "persons" if ledger.unit_of_privacy == ONE_PERSON else "images"
     table = Table(title="Dry run: no image was read, nothing was released", show_header=False, title_justify="left")
     for name, value in (
         ("claim", _claim(ledger)),
@@ -80,9 +81,9 @@ def show_dry_run(
         ("sensitivity", f"{_features(ledger, ledger.sensitivity):.6f} (a record's features have length at most 1)"),
         (
             "sigma",
-            f"{noise_per_feature(ledger):.6f} on each feature sum; {noise_per_count(ledger):.1f} images on each count",
+            f"{noise_per_feature(ledger):.6f} on each feature sum; {noise_per_count(ledger):.1f} {units} on each count",
         ),
-        ("noise to signal", f"{ratio:.2%} of a class mean, for {records:,} images spread evenly"),
+        ("noise to signal", f"{ratio:.2%} of a class mean, for {records:,} {units} spread evenly"),
     ):
         table.add_row(name, value)
     if assumed:
@@ -147,4 +148,5 @@ def _parameters(ledger: Ledger) -> dict[str, Any]:
         "sigma": ledger.sigma,
         "sensitivity": ledger.sensitivity,
         "dimension": ledger.feature_dimension,
+        "unit_of_privacy": ledger.unit_of_privacy,
     }

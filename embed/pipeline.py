@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dpmepf.artifacts.accounting import calibrate_sigma
 from dpmepf.artifacts.artifact import Artifact, check_size
-from dpmepf.artifacts.ledger import UNNAMED, Ledger, plan_release
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, plan_release
 from dpmepf.artifacts.register import Budget, Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.release import release
@@ -18,7 +20,7 @@ from dpmepf.embed.summing import ClassSums
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_errors import UnreadableImageError
-from dpmepf.shared.image_loading import iterate_batches
+from dpmepf.shared.image_loading import iterate_indexed_batches
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
 
@@ -34,6 +36,7 @@ class EmbedSettings:
     """How to embed and at which privacy parameters.
 
     epsilon: > 0, in nats. delta: in (0, 1). relation: which data sets are neighbours.
+    unit_of_privacy: what neighbours differ by, "one image" or "one person".
     batch_size: images in every forward pass; the last batch is padded to it.
     workers: decoding processes, 0 for none, None to choose. device: where the encoder runs, "cpu" or "cuda".
     skip_unreadable: leave out images that cannot be decoded, instead of stopping.
@@ -45,6 +48,7 @@ class EmbedSettings:
     epsilon: float
     delta: float = 1e-6
     relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE
+    unit_of_privacy: str = ONE_IMAGE
     batch_size: int = 256
     workers: int | None = None
     device: str = "cpu"
@@ -82,6 +86,7 @@ def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) 
         non_negative_features=feature_map.non_negative,
         inferred_schema=schema.inferred,
         dataset_name=settings.dataset_name,
+        unit_of_privacy=settings.unit_of_privacy,
     )
     if settings.register is not None:
         settings.register.check(ledger, budget=settings.budget)
@@ -94,6 +99,7 @@ def embed_images(
     schema: ImageSchema,
     feature_map: FeatureMap,
     settings: EmbedSettings,
+    persons: npt.NDArray[np.int64] | None = None,
     on_images: Callable[[int], None] | None = None,
     on_charge: Callable[[], None] | None = None,
     on_noise: Callable[[int], None] | None = None,
@@ -104,6 +110,7 @@ def embed_images(
     Args:
         source: private images with labels. schema: what is public of them.
         feature_map: φ for the schema's resolution and channels, on `settings.device`.
+        persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
         on_images: called with the number of images just embedded. A running total of them is private: it may be shown
             to the custodian while it runs, and must not be stored.
         on_charge: called when the release is charged to the register: from there on it stays charged.
@@ -125,6 +132,7 @@ def embed_images(
         schema=schema,
         feature_map=feature_map,
         settings=settings,
+        persons=persons,
         on_images=on_images,
         on_unreadable=on_unreadable,
     )
@@ -148,18 +156,30 @@ def sum_images(
     schema: ImageSchema,
     feature_map: FeatureMap,
     settings: EmbedSettings,
+    persons: npt.NDArray[np.int64] | None = None,
     on_images: Callable[[int], None] | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> ClassSums:
     """Exact class sums of the features of every image: private until they are released.
 
     Every forward pass has the same shape, in float32, so that an image's features do not depend on which images share
-    its batch: the sums are bit-identical for any order of the records and any number of workers.
+    its batch: the sums are bit-identical for any order of the records and any number of workers. Where `persons` are
+    given, the images of each are embedded in a row, so that one person's sums are in memory at a time.
     """
+    if (persons is None) == (settings.unit_of_privacy == ONE_PERSON):
+        raise UsageError("persons have to be given if the unit of privacy is one person, and only then")
+    if persons is not None:
+        if persons.shape != (len(source),):
+            raise UsageError("persons must be given for each image")
+        order = np.argsort(persons, kind="stable")
+        source, persons = source.rearranged(order), persons[order]
     sums = ClassSums(
-        class_count=len(schema.classes), dimension=feature_map.dimension, non_negative=feature_map.non_negative
+        class_count=len(schema.classes),
+        dimension=feature_map.dimension,
+        non_negative=feature_map.non_negative,
+        unit_of_privacy=settings.unit_of_privacy,
     )
-    batches = iterate_batches(
+    batches = iterate_indexed_batches(
         source,
         resolution=schema.resolution,
         channels=schema.channels,
@@ -168,11 +188,11 @@ def sum_images(
         skip_unreadable=settings.skip_unreadable,
         on_unreadable=on_unreadable,
     )
-    for images, labels in batches:
+    for images, places in batches:
         features = _features(feature_map, images, settings)
-        sums.add(features.numpy(), labels.numpy())
+        sums.add(features.numpy(), source.labels[places], None if persons is None else persons[places])
         if on_images is not None:
-            on_images(len(labels))
+            on_images(len(places))
     return sums
 
 

@@ -1,8 +1,8 @@
 """Trusted core: the one release. Exact sums in, noisy artifact out, and the sums are gone.
 
-The whole of the privacy guarantee is in five steps, each a function with its own guarantee: `bound_records` and
-`ClassSums` (before this file), `plan_release` (sensitivity and σ), `add_discrete_gaussian_noise`, and rounding, which
-is post-processing. `PROOF.md` beside this file puts them together.
+The whole of the privacy guarantee is in five steps, each a function with its own guarantee: `bound_records` (and, for
+persons, `clip_contribution`) and `ClassSums` (before this file), `plan_release` (sensitivity and σ),
+`add_discrete_gaussian_noise`, and rounding, which is post-processing. `PROOF.md` beside this file puts them together.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def release(
 ) -> Artifact:
     """Release the feature sums and the counts of all classes, once, through a single discrete Gaussian mechanism.
 
-    Guarantee: the artifact is (epsilon, delta)-differentially private under `relation`, for one image. Nothing else
-        that depends on the records leaves this function, on any path.
+    Guarantee: the artifact is (epsilon, delta)-differentially private under `relation`, for the unit of privacy that
+        `sums` bounded: one image, or one person. Nothing else that depends on the records leaves this function, on any
+        path.
     Assumes: the other arguments are public: they do not depend on the records, or are declared as treated so.
     Source: DESIGN §3; PROOF.md, theorem.
     Args:
@@ -65,8 +66,9 @@ def release(
         non_negative_features=sums.non_negative,
         inferred_schema=inferred_schema,
         dataset_name=dataset_name,
+        unit_of_privacy=sums.unit_of_privacy,
     )
-    exact = mechanism_input(sums.take(), count_weight=ledger.count_weight_lattice)
+    exact = mechanism_input(sums.take())
     if charge is not None:  # last of all: what fails before costs nothing, what fails after stays charged
         charge(ledger)
     noisy = add_discrete_gaussian_noise(exact, sigma=ledger.sigma, progress=progress)
@@ -81,13 +83,13 @@ def release(
     )
 
 
-def mechanism_input(sums: ExactSums, *, count_weight: int) -> npt.NDArray[np.int64]:
+def mechanism_input(sums: ExactSums) -> npt.NDArray[np.int64]:
     """The integers that the mechanism noises: Σ_x (e_y ⊗ q, W e_y), K·D feature sums, then K weighted counts.
 
-    Guarantee: one record adds a vector u with ‖u‖² <= 2^(2k) + W², exactly (PROOF.md, claim 3); no overflow, since
-        `ClassSums` takes at most 2^(62-k) records and W < 2^k.
+    Guarantee: one record (one person, where sums are by person) adds a vector u with ‖u‖² <= 2^(2k) + W², exactly
+        (PROOF.md, claims 3 and 6); no overflow, since `ClassSums` takes at most 2^(62-k) images and W < 2^k.
     """
-    return np.concatenate([sums.features.ravel(), sums.counts * count_weight])
+    return np.concatenate([sums.features.ravel(), sums.weighted_counts])
 
 
 def coarsen(noisy: npt.NDArray[np.int64], *, exponent: int) -> npt.NDArray[np.int64]:

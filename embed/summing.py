@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from dpmepf.artifacts.sensitivity import lattice_exponent
-from dpmepf.embed.bounding import bound_records
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNITS
+from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent, record_norm_squared
+from dpmepf.embed.bounding import bound_records, clip_contribution
 from dpmepf.shared.errors import DpmepfError
 
 SUM_BITS = 62  # sums stay within ±2^62, which leaves noise a bit of int64 to itself
@@ -20,57 +21,88 @@ class SummingError(DpmepfError):
 
 @dataclass(frozen=True, kw_only=True)
 class ExactSums:
-    """What leaves the accumulator, once: private, un-noised. Only `release` may see it."""
+    """What leaves the accumulator, once: private, un-noised. Only `release` may see it. Lattice units throughout."""
 
-    features: npt.NDArray[np.int64] = field(repr=False)  # K x D, lattice units
-    counts: npt.NDArray[np.int64] = field(repr=False)  # K, records
+    features: npt.NDArray[np.int64] = field(repr=False)  # K x D
+    weighted_counts: npt.NDArray[np.int64] = field(repr=False)  # K, W for each image that was not clipped
 
 
 class ClassSums:
-    """Sum of the bounded features of each class, and number of records of each class.
+    """Sum of the bounded features of each class, and weighted number of images of each class.
 
-    Guarantee: after any sequence of `add` and `merge`, the state is Σ_x e_y(x) ⊗ bound(φ(x)) and Σ_x e_y(x), exactly:
-        a function of the multiset of (feature row, label), not of their order, batches or processes. Every record
-        passes through `bound_records` here, so no caller can add an unbounded one.
-    Assumes: what `bound_records` assumes.
-    Source: DESIGN §3; PROOF.md, claim 2.
+    Guarantee: after any sequence of `add` and `merge`, the state is exactly Σ u over all images, with
+        u = (e_y ⊗ bound(φ(x)), W e_y): a function of the multiset of (feature row, label), not of order, batches or
+        processes. With the unit "one person" it is Σ clip(Σ u over the person's images) over all persons, and
+        ‖clip(·)‖² <= Λ². Every image passes through `bound_records` and every person through `clip_contribution` here,
+        so no caller can add more.
+    Assumes: what these two assume; that the caller numbers persons rightly.
+    Source: DESIGN §3; PROOF.md, claims 2 and 6.
     Args:
         class_count: K >= 1. dimension: D >= 1.
         non_negative: the feature map promises coordinates >= 0, and every record is held to it.
-    Edge cases: no record at all leaves zeros; a batch of no records changes nothing.
-    Raises: SummingError for labels outside 0..K-1, more than 2^(62-k) records, or use after `take`.
+        unit_of_privacy: whose contribution is bounded: "one image" or "one person".
+    Edge cases: no record at all leaves zeros; a batch of no records changes nothing. Of the person whose images are
+        being added there is one vector for each class that the person is in: memory does not grow with the images.
+    Raises: SummingError for labels outside 0..K-1, more than 2^(62-k) images, persons where none belong or none where
+        they do, a person's images that are not all in a row, or use after `take`.
     """
 
-    def __init__(self, *, class_count: int, dimension: int, non_negative: bool) -> None:
+    def __init__(
+        self, *, class_count: int, dimension: int, non_negative: bool, unit_of_privacy: str = ONE_IMAGE
+    ) -> None:
         if class_count < 1 or dimension < 1:
             raise SummingError(f"sums need at least one class and one dimension, not {class_count} and {dimension}")
+        if unit_of_privacy not in UNITS:
+            raise SummingError(f"the unit of privacy is {unit_of_privacy!a}; allowed are {' and '.join(UNITS)}")
         self.class_count = class_count
         self.dimension = dimension
         self.non_negative = non_negative
+        self.unit_of_privacy = unit_of_privacy
         self.lattice_exponent = lattice_exponent(dimension)
+        self.count_weight = count_weight_lattice(self.lattice_exponent)
         self.max_records = 1 << (SUM_BITS - self.lattice_exponent)
         self._records = 0
-        self._sums: ExactSums | None = ExactSums(
-            features=np.zeros((class_count, dimension), dtype=np.int64),
-            counts=np.zeros(class_count, dtype=np.int64),
-        )
+        self._totals: npt.NDArray[np.int64] | None = np.zeros((class_count, dimension + 1), dtype=np.int64)
+        self._person: int | None = None  # whose images are being added
+        self._own: dict[int, npt.NDArray[np.int64]] = {}  # that person's own sums, by class
 
     def __repr__(self) -> str:
         return f"ClassSums(class_count={self.class_count}, dimension={self.dimension})"  # no private value in a log
 
-    def add(self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> None:
-        """Bound B×D `features` and add each row to the sum of its class; `labels` are B integers in 0..K-1."""
-        sums = self._unreleased()
+    def add(
+        self,
+        features: npt.NDArray[np.floating],
+        labels: npt.NDArray[np.integer],
+        persons: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Bound B×D `features` and add each row to the sum of its class.
+
+        labels: B integers in 0..K-1. persons: whose image each is, as B integers that never fall, within a batch or
+        from batch to batch; None where the unit of privacy is one image.
+        """
+        totals = self._unreleased()
         labels = self._checked_labels(features, labels)
+        owners = self._checked_persons(persons, count=len(labels))
         self._reserve(len(labels))
         bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
-        for label, row in zip(labels.tolist(), bounded, strict=True):
-            sums.features[label] += row
-        sums.counts[...] += np.bincount(labels, minlength=self.class_count)
+        for row, label, person in zip(bounded, labels.tolist(), owners, strict=True):
+            if person is None:
+                target = totals[label]
+            else:
+                if person != self._person:
+                    self._finish_person()
+                    self._person = person
+                if label not in self._own:
+                    self._own[label] = np.zeros(self.dimension + 1, dtype=np.int64)
+                target = self._own[label]
+            target[:-1] += row
+            target[-1] += self.count_weight
 
     def merge(self, other: ClassSums) -> None:
         """Add the sums of `other`, over other records of the same schema, and empty `other`."""
-        sums = self._unreleased()
+        totals = self._unreleased()
+        if ONE_PERSON in (self.unit_of_privacy, other.unit_of_privacy):
+            raise SummingError("sums by person cannot be merged: one person could be in both and count twice")
         shape = (self.class_count, self.dimension, self.non_negative)
         if shape != (other.class_count, other.dimension, other.non_negative):
             raise SummingError("sums of different classes, dimensions or feature maps cannot be merged")
@@ -78,20 +110,32 @@ class ClassSums:
             raise SummingError("sums cannot be merged with themselves: every record would count twice")
         self._reserve(other._records)
         taken = other.take()
-        sums.features[...] += taken.features
-        sums.counts[...] += taken.counts
+        totals[:, :-1] += taken.features
+        totals[:, -1] += taken.weighted_counts
 
     def take(self) -> ExactSums:
         """Hand the exact sums over, once; the accumulator is unusable afterwards."""
-        sums = self._unreleased()
-        self._sums = None
+        totals = self._unreleased()
+        self._finish_person()
+        self._totals = None
         self._records = 0
-        return sums
+        return ExactSums(features=totals[:, :-1], weighted_counts=totals[:, -1])
 
-    def _unreleased(self) -> ExactSums:
-        if self._sums is None:
+    def _finish_person(self) -> None:
+        """Clip what the current person adds, all classes together, and add it to the totals."""
+        if not self._own:
+            return
+        totals = self._unreleased()
+        squared_bound = record_norm_squared(self.lattice_exponent, self.count_weight)
+        clipped = clip_contribution(np.stack(list(self._own.values())), squared_bound=squared_bound)
+        for label, row in zip(self._own, clipped, strict=True):
+            totals[label] += row
+        self._own = {}
+
+    def _unreleased(self) -> npt.NDArray[np.int64]:
+        if self._totals is None:
             raise SummingError("these sums have been released already; embed the data again for another release")
-        return self._sums
+        return self._totals
 
     def _checked_labels(
         self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
@@ -103,6 +147,20 @@ class ClassSums:
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.class_count):
             raise SummingError(f"a label is outside 0 to {self.class_count - 1}, the declared classes")
         return labels.astype(np.int64)
+
+    def _checked_persons(self, persons: npt.NDArray[np.integer] | None, *, count: int) -> list[int] | list[None]:
+        """Whose image each is, None where images are nobody's; a person once left may not come again."""
+        if self.unit_of_privacy != ONE_PERSON:
+            if persons is not None:
+                raise SummingError("persons were given, but the unit of privacy is one image")
+            return [None] * count
+        if persons is None or persons.shape != (count,) or not np.issubdtype(persons.dtype, np.integer):
+            raise SummingError("persons must be integers, one for each image, where the unit of privacy is one person")
+        numbers: list[int] = persons.tolist()
+        before = numbers[:1] if self._person is None else [self._person]
+        if any(later < earlier for earlier, later in zip([*before, *numbers], numbers, strict=False)):
+            raise SummingError("the images of a person must be added in a row, persons in rising order")
+        return numbers
 
     def _reserve(self, records: int) -> None:
         if self._records + records > self.max_records:

@@ -36,9 +36,11 @@ class Layout:
     """Records and class folders of a tree.
 
     `class_folders` is None for an unlabelled tree; otherwise `folder_numbers[i]` is the class folder of `files[i]`.
+    `entered` is the path, with a closing slash, of the wrappers and split that were entered: every file begins with it.
     """
 
     files: tuple[str, ...]
+    entered: str
     class_folders: tuple[str, ...] | None
     folder_numbers: tuple[int, ...]
     split: str | None
@@ -126,10 +128,18 @@ def read_layout(
             "folders or in a flat folder"
         )
     if at_top:
-        return Layout(files=tuple(images), class_folders=None, folder_numbers=(0,) * len(images), split=found_split)
+        return Layout(
+            files=tuple(images),
+            entered=prefix,
+            class_folders=None,
+            folder_numbers=(0,) * len(images),
+            split=found_split,
+        )
     number = {top: index for index, top in enumerate(tops)}
     numbers = tuple(number[name[len(prefix) :].partition("/")[0]] for name in images)
-    return Layout(files=tuple(images), class_folders=tuple(tops), folder_numbers=numbers, split=found_split)
+    return Layout(
+        files=tuple(images), entered=prefix, class_folders=tuple(tops), folder_numbers=numbers, split=found_split
+    )
 
 
 def _is_visible(name: str) -> bool:

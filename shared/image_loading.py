@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmepf.shared.errors import UsageError
@@ -34,7 +35,30 @@ def iterate_batches(
     skip_unreadable: bool = False,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield uint8 B x C x R x R images and int64 B labels, in order.
+    """Yield uint8 B x C x R x R images and int64 B labels, in order; the rest as `iterate_indexed_batches`."""
+    for images, indices in iterate_indexed_batches(
+        source,
+        resolution=resolution,
+        channels=channels,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+        on_unreadable=on_unreadable,
+    ):
+        yield images, torch.from_numpy(source.labels[indices])
+
+
+def iterate_indexed_batches(
+    source: ImageSource,
+    *,
+    resolution: int,
+    channels: int,
+    batch_size: int,
+    workers: int | None = None,
+    skip_unreadable: bool = False,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
+) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+    """Yield uint8 B x C x R x R images and int64 B places of theirs in `source`, in order.
 
     B is `batch_size`, less for the last batch, and less where unreadable images were skipped (a batch never reaches
     over into the next `batch_size` records, so that damage elsewhere does not change which records share a batch).
@@ -80,7 +104,7 @@ def iterate_batches(
         indices = np.concatenate([part.indices for part in parts])
         if len(indices):
             images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
-            yield torch.from_numpy(images), torch.from_numpy(source.labels[indices])
+            yield torch.from_numpy(images), indices
         parts = []
 
 

@@ -6,12 +6,13 @@ A source can be pickled to a worker process of any start method; it opens its fi
 
 from __future__ import annotations
 
+import copy
 import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,16 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rearranged(self, order: NDArray[np.int64]) -> Self:
+        """The same images in another order: image i of the result is image `order[i]` of this source."""
+        other = copy.copy(self)
+        other.labels = self.labels[order]
+        return other
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a list of the images calls image `index`: its path below the data, or its number in an array."""
+
     @abstractmethod
     def read(self, index: int, *, at_least: int = 0) -> Image.Image | NDArray[np.uint8]:
         """The image `index`, decoded but not prepared; `at_least` as in `decode_image`. Raises `DecodingError`."""
@@ -118,12 +129,23 @@ class ZipMembers:
 
 
 class EncodedImageSource(ImageSource):
-    """Image files in a folder or a zip archive."""
+    """Image files in a folder or a zip archive. `entered`: what all names begin with, above the class folders."""
 
-    def __init__(self, *, members: FolderFiles | ZipMembers, names: tuple[str, ...], **attributes: Any) -> None:
+    def __init__(
+        self, *, members: FolderFiles | ZipMembers, names: tuple[str, ...], entered: str, **attributes: Any
+    ) -> None:
         self.members = members
         self.names = names
+        self.entered = entered
         super().__init__(**attributes)
+
+    def rearranged(self, order: NDArray[np.int64]) -> Self:
+        other = super().rearranged(order)
+        other.names = tuple(self.names[place] for place in order.tolist())
+        return other
+
+    def name(self, index: int) -> str:
+        return self.names[index]
 
     def read(self, index: int, *, at_least: int = 0) -> Image.Image:
         return decode_image(self._bytes(index), at_least=at_least)
@@ -158,7 +180,16 @@ class ArrayImageSource(ImageSource):
         self.path = path
         self._pixels: NDArray[Any] | None = pixels
         self._open_pixels = open_pixels
+        self._order: NDArray[np.int64] | None = None  # place in the array of each image, None if as stored
         super().__init__(**attributes)
+
+    def rearranged(self, order: NDArray[np.int64]) -> Self:
+        other = super().rearranged(order)
+        other._order = order if self._order is None else self._order[order]
+        return other
+
+    def name(self, index: int) -> str:
+        return str(index if self._order is None else self._order[index])
 
     @property
     def pixels(self) -> NDArray[Any]:
@@ -169,7 +200,7 @@ class ArrayImageSource(ImageSource):
 
     def block(self, start: int, stop: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Images `start` to `stop` as uint8 N x H x W x C, and for each whether its values were in range."""
-        stored = self.pixels[start:stop]
+        stored = self.pixels[start:stop] if self._order is None else self.pixels[self._order[start:stop]]
         if stored.dtype == np.uint8:
             return stored, np.ones(len(stored), np.bool_)
         in_range = np.all((stored >= 0) & (stored <= 1), axis=(1, 2, 3))  # false for NaN
@@ -187,7 +218,7 @@ class ArrayImageSource(ImageSource):
         return ImageHeader(shorter_side=min(height, width), grey=channels == 1)
 
     def location(self, index: int) -> str:
-        return f"{self.path}: image {index}, counted from 0"
+        return f"{self.path}: image {self.name(index)}, counted from 0"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}

@@ -171,6 +171,7 @@ def _open_files(
     return EncodedImageSource(
         members=members,
         names=layout.files,
+        entered=layout.entered,
         kind=kind,
         classes=classes,
         classes_declared=declared is not None,

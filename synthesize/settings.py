@@ -110,7 +110,7 @@ PRESETS: dict[str, SynthesisSettings] = {
         # within ten minutes on two cores, embedding included
         SynthesisSettings(
             preset="standard",
-            steps=860,
+            steps=720,
             batch_size=200,
             learning_rate=2e-2,
             average_decay=0.98,

@@ -62,6 +62,7 @@ def test_it_writes_an_artifact_whose_every_claim_holds_and_shows_no_private_valu
         "sigma": ledger.sigma,
         "sensitivity": ledger.sensitivity,
         "dimension": 15360,
+        "unit_of_privacy": "one image",
         "release_id": ledger.release_id,
     }
     assert "treated as public" in result.stderr
@@ -319,3 +320,66 @@ def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_open
     private.write_text("no key")
     wrong = run("--data", data, "--sign-key", private, "--output", tmp_path / "other.h5")
     assert (wrong.exit_code, "holds no Ed25519 private key" in wrong.stderr) == (2, True)
+
+
+# The guarantee for persons
+
+
+def folders_of_persons(root: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for index in range(IMAGES):
+        path = root / ("healthy", "ill")[index % 2] / f"{SECRET}-{index % 5}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(path)
+    return root
+
+
+def test_folders_or_a_list_of_persons_make_a_release_for_persons(tmp_path: Path) -> None:
+    data, output = folders_of_persons(tmp_path / "data"), tmp_path / "artifact.h5"
+    names = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
+    table = tmp_path / "persons.csv"
+    table.write_text("image,person\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names))
+    for options in (("--unit-from-folder",), ("--unit", table)):
+        result = run("--data", data, *options, "--output", output, "--force", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["unit_of_privacy"] == "one person"
+        assert "for one person" in result.stderr
+        assert SECRET not in result.output
+        report = audit_artifact(output)
+        assert report.valid and report.to_dict()["unit_of_privacy"] == "one person"
+
+
+def test_a_list_without_every_image_is_refused_before_anything_is_charged(data: Path, tmp_path: Path) -> None:
+    table, register = tmp_path / "persons.csv", tmp_path / "register.sqlite"
+    table.write_text("image,person\n")
+    result = run(
+        *("--data", data, "--unit", table, "--dataset", "clinic", "--budget-eps", 2, "--register", register),
+        *("--output", tmp_path / "artifact.h5"),
+    )
+    assert result.exit_code == 2
+    assert "does not name the person of every image" in result.stderr
+    assert not register.exists()
+
+
+def test_two_ways_to_name_persons_are_one_too_many(data: Path, tmp_path: Path) -> None:
+    result = run("--data", data, "--unit", tmp_path / "persons.csv", "--unit-from-folder")
+    assert result.exit_code == 2
+    assert "choose one" in result.stderr
+
+
+def test_a_dry_run_counts_persons_where_they_are_the_unit() -> None:
+    result = run("--classes", "a,b", "--dry-run", "--records", 500, "--unit-from-folder")
+    assert result.exit_code == 0, result.stderr
+    assert "500 persons" in result.stderr
+
+
+def test_a_budget_for_images_takes_no_release_for_persons_nor_the_other_way_round(tmp_path: Path) -> None:
+    data = folders_of_persons(tmp_path / "data")
+    common = ("--data", data, "--dataset", "clinic", "--output", tmp_path / "a.h5", "--force")
+    for unit, other in (((), ("--unit-from-folder",)), (("--unit-from-folder",), ())):
+        register = ("--register", tmp_path / f"{len(unit)}.sqlite")
+        assert run(*common, *register, "--budget-eps", 9, *unit).exit_code == 0
+        result = run(*common, *register, *other)
+        assert result.exit_code == 1
+        assert "do not add up" in result.stderr
+        assert len(Register(register[1]).read().accounts["clinic"].releases) == 1

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
 from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
 from dpmepf.embed.summing import ExactSums
 from dpmepf.shared.errors import UsageError
@@ -19,6 +20,7 @@ from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 DIMENSION = 48
+WEIGHT = count_weight_lattice(lattice_exponent(DIMENSION))
 
 
 class StandInFeatures(nn.Module):
@@ -86,28 +88,28 @@ def test_the_builtin_encoders_sums_are_bit_identical_for_any_order_and_any_worke
     for workers in (0, 1, 2):
         again = summed(open_images(folder), builtin, workers=workers)
         assert np.array_equal(again.features, expected.features)
-        assert np.array_equal(again.counts, expected.counts)
+        assert np.array_equal(again.weighted_counts, expected.weighted_counts)
 
 
 def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
     feature_map = StandInFeatures(spoil=lambda features: torch.ones_like(features))
     sums = summed(source, feature_map)
     assert feature_map.batches == [8, 8, 8]
-    assert sums.counts.sum() == len(source) == 21
+    assert sums.weighted_counts.sum() / WEIGHT == len(source) == 21
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_encoder_that_fails_on_every_image_adds_counts_but_no_features(source: ImageSource, value: float) -> None:
     sums = summed(source, StandInFeatures(spoil=lambda features: features * value))
     assert not sums.features.any()
-    assert sums.counts.sum() == 21
+    assert sums.weighted_counts.sum() / WEIGHT == 21
 
 
 @pytest.mark.parametrize("factor", [1e30, -1e30, 3.0])
 def test_an_encoder_that_returns_long_or_negative_features_is_bounded(source: ImageSource, factor: float) -> None:
     sums = summed(source, StandInFeatures(spoil=lambda features: features * factor))
     lengths = np.linalg.norm(sums.features / 2.0**26, axis=1)
-    assert (lengths <= sums.counts).all()
+    assert (lengths <= sums.weighted_counts / WEIGHT).all()
     assert sums.features.min() >= 0
 
 

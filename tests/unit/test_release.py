@@ -79,7 +79,9 @@ def test_the_noise_in_the_artifact_has_the_sigma_of_the_ledger(monkeypatch: pyte
     artifact = released(sums_of(50))
     scale = 2.0**artifact.ledger.lattice_exponent
     noise = (artifact.feature_sums() - exact.features / scale) / artifact.noise_std_features
-    count_noise = (artifact.counts() - exact.counts) / artifact.noise_std_counts
+    count_noise = (
+        artifact.counts() - exact.weighted_counts / artifact.ledger.count_weight_lattice
+    ) / artifact.noise_std_counts
     together = np.concatenate([noise.ravel(), count_noise])
     assert 0.88 < together.std() < 1.12
     assert abs(together.mean()) < 7 / np.sqrt(len(together))  # 7σ: 3e-12
@@ -198,9 +200,15 @@ def test_class_names_must_fit_the_sums() -> None:
         released(sums)
 
 
-def test_counts_enter_with_their_weight() -> None:
-    sums = ExactSums(features=np.array([[1, 2], [3, 4]]), counts=np.array([5, 6]))
-    assert mechanism_input(sums, count_weight=10).tolist() == [1, 2, 3, 4, 50, 60]
+def test_features_come_first_and_then_the_weighted_counts() -> None:
+    sums = ExactSums(features=np.array([[1, 2], [3, 4]]), weighted_counts=np.array([50, 60]))
+    assert mechanism_input(sums).tolist() == [1, 2, 3, 4, 50, 60]
+
+
+def test_the_ledger_names_the_unit_that_the_sums_were_bounded_for() -> None:
+    by_person = ClassSums(class_count=3, dimension=DIMENSION, non_negative=True, unit_of_privacy="one person")
+    assert released(by_person).ledger.unit_of_privacy == "one person"
+    assert released(sums_of(5)).ledger.unit_of_privacy == "one image"
 
 
 def test_coarsening_rounds_to_the_nearest_multiple_even_at_the_ends_of_int64() -> None:

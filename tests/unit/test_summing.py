@@ -30,7 +30,7 @@ def test_sums_are_the_integer_sums_of_the_bounded_rows() -> None:
     for label in range(CLASSES):
         expected = [sum(column) for column in zip(*rows[labels == label].tolist(), strict=True)]
         assert taken.features[label].tolist() == expected
-    assert taken.counts.tolist() == np.bincount(labels, minlength=CLASSES).tolist()
+    assert taken.weighted_counts.tolist() == (sums.count_weight * np.bincount(labels, minlength=CLASSES)).tolist()
 
 
 def test_sums_do_not_depend_on_order_batches_or_workers() -> None:
@@ -47,14 +47,14 @@ def test_sums_do_not_depend_on_order_batches_or_workers() -> None:
     pieces[0].merge(pieces[2])
     merged = pieces[0].take()
     assert np.array_equal(merged.features, expected.features)
-    assert np.array_equal(merged.counts, expected.counts)
+    assert np.array_equal(merged.weighted_counts, expected.weighted_counts)
 
 
 def test_no_record_leaves_zeros() -> None:
     sums = new_sums()
     sums.add(np.zeros((0, DIMENSION), dtype=np.float32), np.zeros(0, dtype=np.int64))
     taken = sums.take()
-    assert not taken.features.any() and not taken.counts.any()
+    assert not taken.features.any() and not taken.weighted_counts.any()
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 2**40])
@@ -63,7 +63,7 @@ def test_a_label_outside_the_declared_classes_is_refused_and_nothing_is_added(la
     sums = new_sums()
     with pytest.raises(SummingError, match="outside 0 to 3"):
         sums.add(features, np.array([0, 1, label]))
-    assert not sums.take().counts.any()
+    assert not sums.take().weighted_counts.any()
 
 
 @pytest.mark.parametrize("labels", [np.zeros(2, dtype=np.int64), np.zeros((3, 1), dtype=np.int64), np.zeros(3)])
@@ -81,7 +81,7 @@ def test_unsigned_labels_are_counted_as_well() -> None:
     features, labels = records(5)
     sums = new_sums()
     sums.add(features, labels.astype(np.uint8))
-    assert sums.take().counts.sum() == 5
+    assert sums.take().weighted_counts.sum() == 5 * sums.count_weight
 
 
 def test_sums_are_handed_over_once() -> None:
@@ -127,7 +127,7 @@ def test_more_records_than_int64_can_hold_are_refused_before_anything_overflows(
     sums.add(*records(5))
     with pytest.raises(SummingError, match="64-bit"):
         sums.add(*records(1))
-    assert sums.take().counts.sum() == 5
+    assert sums.take().weighted_counts.sum() == 5 * sums.count_weight
 
 
 def test_the_accumulator_shows_no_private_value_when_printed() -> None:
@@ -140,3 +140,68 @@ def test_the_accumulator_shows_no_private_value_when_printed() -> None:
 def test_an_empty_shape_is_refused(classes: int, dimension: int) -> None:
     with pytest.raises(SummingError, match="at least one class"):
         ClassSums(class_count=classes, dimension=dimension, non_negative=False)
+
+
+# Sums by person
+
+
+def by_person() -> ClassSums:
+    return ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=False, unit_of_privacy="one person")
+
+
+def test_persons_with_one_image_each_are_summed_as_images_are() -> None:
+    features, labels = records(50)
+    images, persons = new_sums(), by_person()
+    images.add(features, labels)
+    persons.add(features, labels, np.arange(50))
+    expected, found = images.take(), persons.take()
+    assert np.array_equal(found.features, expected.features)
+    assert np.array_equal(found.weighted_counts, expected.weighted_counts)
+
+
+def test_a_persons_images_are_clipped_together_however_the_batches_fall() -> None:
+    features, labels = records(60)
+    owners = np.repeat([3, 4, 9], [1, 19, 40])
+    expected = by_person()
+    expected.add(features, labels, owners)
+    total = expected.take()
+    for size in (1, 7, 20):
+        sums = by_person()
+        for start in range(0, 60, size):
+            batch = slice(start, start + size)
+            sums.add(features[batch], labels[batch], owners[batch])
+        again = sums.take()
+        assert np.array_equal(again.features, total.features)
+        assert np.array_equal(again.weighted_counts, total.weighted_counts)
+
+
+def test_a_person_who_comes_again_is_refused_within_a_batch_and_after_it() -> None:
+    features, labels = records(3)
+    with pytest.raises(SummingError, match="in a row"):
+        by_person().add(features, labels, np.array([1, 2, 1]))
+    sums = by_person()
+    sums.add(features, labels, np.array([1, 1, 2]))
+    with pytest.raises(SummingError, match="in a row"):
+        sums.add(features, labels, np.array([1, 3, 3]))
+
+
+@pytest.mark.parametrize("persons", [None, np.zeros(2, dtype=np.int64), np.zeros(3), np.zeros((3, 1), dtype=np.int64)])
+def test_persons_are_one_integer_for_each_image(persons: np.ndarray | None) -> None:
+    with pytest.raises(SummingError, match="one for each image"):
+        by_person().add(*records(3), persons)
+
+
+def test_persons_have_no_place_where_the_unit_is_one_image() -> None:
+    with pytest.raises(SummingError, match="unit of privacy is one image"):
+        new_sums().add(*records(3), np.arange(3))
+
+
+def test_sums_by_person_are_not_merged_since_a_person_could_be_in_both() -> None:
+    for one, other in ((by_person(), by_person()), (by_person(), new_sums()), (new_sums(), by_person())):
+        with pytest.raises(SummingError, match="one person could be in both"):
+            one.merge(other)
+
+
+def test_another_unit_of_privacy_is_refused() -> None:
+    with pytest.raises(SummingError, match="allowed are one image and one person"):
+        ClassSums(class_count=2, dimension=3, non_negative=True, unit_of_privacy="one household")
