@@ -28,7 +28,7 @@ LONGEST_DATASET_NAME = 200
 
 
 class EmbeddingError(DpmepfError):
-    """The encoder could not be run."""
+    """The encoder could not be run, or not so that an image's features are its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +188,31 @@ def sum_images(
         skip_unreadable=settings.skip_unreadable,
         on_unreadable=on_unreadable,
     )
+    _check_independence(feature_map, schema, settings)
     for images, places in batches:
         features = _features(feature_map, images, settings)
         sums.add(features.numpy(), source.labels[places], None if persons is None else persons[places])
         if on_images is not None:
             on_images(len(places))
     return sums
+
+
+def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:
+    """Refuse an encoder, device or batch size with which an image's features depend on its place or its company.
+
+    Public random images are embedded twice, the second time each one place on and one of them another: the features of
+    the rest have to be the same bits. A kernel that takes another order of additions at some place gives others.
+    """
+    size = schema.channels, schema.resolution, schema.resolution
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (settings.batch_size + 1, *size), dtype=torch.uint8, generator=random)
+    one, other = (_features(feature_map, part, settings).view(torch.int32) for part in (images[1:], images[:-1]))
+    if not torch.equal(one[:-1], other[1:]):
+        raise EmbeddingError(
+            f"on {settings.device}, with {settings.batch_size} images at a time, this encoder gives an image other "
+            "features at another place of the batch, or in other company, so that nothing was released: choose another "
+            "--batch-size, --device or --encoder"
+        )
 
 
 def _features(feature_map: FeatureMap, images: Tensor, settings: EmbedSettings) -> Tensor:

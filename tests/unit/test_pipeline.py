@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
+from dpmepf.embed import pipeline
 from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
 from dpmepf.embed.summing import ExactSums
 from dpmepf.shared.errors import UsageError
@@ -94,7 +95,7 @@ def test_the_builtin_encoders_sums_are_bit_identical_for_any_order_and_any_worke
 def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
     feature_map = StandInFeatures(spoil=lambda features: torch.ones_like(features))
     sums = summed(source, feature_map)
-    assert feature_map.batches == [8, 8, 8]
+    assert feature_map.batches == [8, 8, *[8, 8, 8]]  # the first two are random images, to check independence
     assert sums.weighted_counts.sum() / WEIGHT == len(source) == 21
 
 
@@ -185,3 +186,59 @@ def test_running_out_of_memory_names_the_batch_size(source: ImageSource) -> None
 def test_settings_out_of_range_are_usage_errors(changes: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         settings(**changes)
+
+
+# Rows do not depend on each other
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(256, 2), (50, 1)])
+def test_changing_an_image_or_shifting_the_batches_leaves_the_other_images_features_bit_equal(
+    builtin: FeatureMap, batch_size: int, threads: int
+) -> None:
+    chosen = settings(batch_size=batch_size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        count = 2 * batch_size
+        images = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+        def rows(of: Tensor, first: int = batch_size) -> Tensor:
+            parts = [of[:first], *of[first:].split(batch_size)]
+            return torch.cat([pipeline._features(builtin, part, chosen) for part in parts]).view(torch.int32)
+
+        expected = rows(images)
+        changed = images.clone()
+        changed[7] = 255 - changed[7]
+        others = torch.arange(count) != 7
+        again = rows(changed)
+        assert torch.equal(again[others], expected[others])
+        assert not torch.equal(again[7], expected[7])
+        for shift in (1, batch_size // 2):
+            assert torch.equal(rows(images, first=shift), expected)
+        assert torch.equal(rows(images[others]), expected[others])
+    finally:
+        torch.set_num_threads(before)
+
+
+def place_in_the_batch(features: Tensor) -> Tensor:
+    return features + torch.arange(len(features))[:, None] * 1e-6
+
+
+def last_row_by_another_order(features: Tensor) -> Tensor:
+    features[-1:] = nn.functional.normalize(features[-1:] * 3, dim=1)
+    return features
+
+
+def company(features: Tensor) -> Tensor:
+    """As batch norm in training mode."""
+    return features + 1e-3 * features.mean(dim=0)
+
+
+@pytest.mark.parametrize("spoil", [place_in_the_batch, last_row_by_another_order, company])
+def test_an_encoder_whose_features_depend_on_place_or_company_is_refused_before_an_image_is_read(
+    source: ImageSource, spoil: Callable[[Tensor], Tensor]
+) -> None:
+    feature_map = StandInFeatures(spoil)
+    with pytest.raises(EmbeddingError, match="another place of the batch"):
+        summed(source, feature_map)
+    assert feature_map.batches == [8, 8]
