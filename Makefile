@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := shared artifacts embed synthesize
 
-.PHONY: demo test test-slow bench bench-quality lint format clean
+.PHONY: demo test test-slow bench bench-quality bundle lint format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
@@ -21,6 +21,10 @@ bench: $(VENV)/.installed
 bench-quality: $(VENV)/.installed
 	$(RUN) benchmarks/synthesis_quality.py --data ../shared/data/MNIST --eps 1 0.2
 	$(RUN) benchmarks/synthesis_quality.py --data ../shared/data/cifar10.zip --eps 1
+
+# For a machine like this one, without a network: no environment is needed to make it. PYTHON and INDEX may be given.
+bundle:
+	$(PYTHON) airgap/make_bundle.py $(if $(INDEX),--index '$(INDEX)')
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -39,4 +43,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) build dist demo bundle .bundle.*.partial *.egg-info
