@@ -33,12 +33,16 @@ present=$(cd "$bundle" && find . ! -type d ! -path ./SHA256SUMS | sed 's|^\./||'
     fail "${extra:-a file} is not in SHA256SUMS: remove it if this machine put it there, else do not use this bundle"
 }
 
-# The Python that the wheels are for.
-made_for=$(cat "$bundle/MADE_FOR")
+# The Python and the C library that the wheels are for.
+made_for=$(head -n 1 "$bundle/MADE_FOR")
+glibc=$(sed -n 's/^glibc 2\.//p' "$bundle/MADE_FOR")
 found=$("$python" "$bundle/made_for.py" 2>/dev/null) ||
     fail "$python does not run here, and this bundle is for $made_for: name one with PYTHON=/path/to/python"
 [ "$found" = "$made_for" ] ||
     fail "this bundle is for $made_for, but $python is $found: name another with PYTHON=/path/to/python"
+here=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc 2\.\([0-9]*\).*/\1/')
+[ -z "$glibc" ] || [ "${here:-0}" -ge "$glibc" ] ||
+    fail "this bundle is for glibc 2.$glibc or later, but here is 2.${here:-?}: have one made on a system as old as this"
 
 trap 'rm -rf -- "$folder"' EXIT # until it is whole
 trap 'exit 1' HUP INT TERM

@@ -18,6 +18,7 @@ import string
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -120,15 +121,17 @@ def complete(bundle: Path, source: Path, revision: str) -> None:
     for script in ("install.sh", "made_for.py"):
         shutil.copyfile(source / "airgap" / script, bundle / script)
     made_for = subprocess.check_output([sys.executable, bundle / "made_for.py"], text=True).strip()
-    (bundle / "MADE_FOR").write_text(f"{made_for}\n")
+    glibc = oldest_glibc(file.name for file in (bundle / "wheels").iterdir())
+    (bundle / "MADE_FOR").write_text(f"{made_for}\n{glibc}\n" if glibc else f"{made_for}\n")
     facts = {"version": versions["dpmepf"], "torch": versions.get("torch"), "count": len(versions)}
     readme = string.Template((source / "airgap" / "README.txt").read_text("utf-8"))
-    (bundle / "README.txt").write_text(readme.substitute(facts, revision=revision, made_for=made_for), "utf-8")
+    platform = ", ".join(filter(None, [made_for, glibc and f"{glibc} or later"]))
+    (bundle / "README.txt").write_text(readme.substitute(facts, revision=revision, made_for=platform), "utf-8")
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
     sums = "".join(f"{file_sha256(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files)
     (bundle / "SHA256SUMS").write_text(sums)
     size = sum(file.stat().st_size for file in files)
-    say(f"{len(versions)} wheels, {size / 1e6:,.0f} MB, for {made_for}")
+    say(f"{len(versions)} wheels, {size / 1e6:,.0f} MB, for {platform}")
 
 
 def write_requirements(bundle: Path) -> dict[str, str]:
@@ -151,6 +154,16 @@ def write_requirements(bundle: Path) -> dict[str, str]:
         sys.exit(f"Error: {min(unneeded).name} was fetched, but nothing needs it, and no bundle was written")
     (bundle / "requirements.txt").write_text("".join(sorted(requirements, key=str.lower)))
     return versions
+
+
+def oldest_glibc(wheels: Iterable[str]) -> str | None:
+    """The oldest version of glibc that all of these wheels run with; None if none says so.
+
+    A wheel with several such tags (PEP 600) runs with the oldest of them.
+    """
+    tagged = [re.findall(r"manylinux_2_(\d+)_", name) for name in wheels]
+    minors = [min(map(int, numbers)) for numbers in tagged if numbers]
+    return f"glibc 2.{max(minors)}" if minors else None
 
 
 def pip(*arguments: object, **settings: str | None) -> str:

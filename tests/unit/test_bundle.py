@@ -113,6 +113,18 @@ def test_a_bundle_has_the_hash_of_every_file_as_sha256sum_reads_it(
     assert os.listdir(tmp_path) == ["bundle"]  # noqa: PTH208
 
 
+def test_the_c_library_a_bundle_needs_is_the_newest_that_a_wheel_needs_at_least(program: ModuleType) -> None:
+    wheels = [
+        "one-1-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl",
+        "two-2-cp311-abi3-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        "three-3-py3-none-manylinux_2_5_x86_64.whl",
+        "four-4-py3-none-any.whl",
+    ]
+    assert program.oldest_glibc(wheels) == "glibc 2.27"
+    assert program.oldest_glibc(wheels[2:]) == "glibc 2.5"
+    assert program.oldest_glibc(wheels[3:]) is None
+
+
 def test_a_bundles_readme_says_what_it_is_of(without_fetching: ModuleType, tmp_path: Path) -> None:
     without_fetching.make_bundle(tmp_path / "bundle", None)
     text = (tmp_path / "bundle" / "README.txt").read_text("utf-8")

@@ -96,6 +96,13 @@ def test_another_python_than_the_wheels_are_for_is_refused(bundle: Path) -> None
     assert f"{sys.executable} is CPython 3." in said
 
 
+def test_an_older_c_library_than_the_wheels_are_for_is_refused(bundle: Path) -> None:
+    with (bundle / "MADE_FOR").open("a") as file:
+        file.write("glibc 2.999\n")
+    write_sums_anew(bundle)
+    assert_one_sentence(install(bundle, "new"), "Error: this bundle is for glibc 2.999 or later, but here is 2.")
+
+
 def test_a_python_that_is_not_there_is_named(bundle: Path) -> None:
     said = install(bundle, "new", python="/no/such/python")
     assert_one_sentence(said, "Error: /no/such/python does not run here, and this bundle is for CPython 3.")
