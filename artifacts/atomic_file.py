@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 from dpmepf.artifacts.errors import ArtifactExistsError, ArtifactWriteError
 
@@ -29,9 +30,12 @@ def check_writable_target(path: Path, *, force: bool) -> None:
 
 
 def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = False) -> None:
-    """Write `content` under a temporary name beside `path`, flush it to the disk, and give it its name.
+    """Write `content` and flush it to the disk, and only then let it be called `path`.
 
     Edge cases:
+        On Linux the file has no name while it is written, so that a process that is killed leaves nothing behind; where
+        it replaces another, the complete file is under a temporary name beside `path` for a moment. Elsewhere, and on
+        file systems that know no nameless files, it has that temporary name from the beginning.
         Without `force`, the name is given by a hard link, which fails if another process took it meanwhile; on file
         systems without hard links, by renaming after one more look.
     Raises:
@@ -40,14 +44,13 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
     check_writable_target(path, force=force)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            temporary.replace(path)
-        else:
-            _rename_if_free(temporary, path)
+        if not _write_nameless(path, temporary, content, force=force):
+            with temporary.open("xb") as file:
+                _write_and_flush(file, content)
+            if force:
+                temporary.replace(path)
+            else:
+                _rename_if_free(temporary, path)
     except FileExistsError:
         raise ArtifactExistsError(f"{path} appeared meanwhile: choose another --output, or pass --force") from None
     except OSError as error:
@@ -59,6 +62,43 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
         temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # the artifact is in place: a folder that cannot be flushed must not deny it
         _flush_folder(path.parent)
+
+
+def _write_nameless(path: Path, temporary: Path, content: bytes | memoryview, *, force: bool) -> bool:
+    """Write to a file that has no name yet (Linux), then give it its name; whether that can be done here."""
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:  # not on this file system; what else may be wrong shows again under a temporary name
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        _write_and_flush(file, content)
+        try:
+            _give_name(descriptor, path)
+        except FileExistsError:
+            if not force:
+                raise
+            _give_name(descriptor, temporary)  # a link cannot replace
+            temporary.replace(path)
+        except OSError:  # no /proc, or no hard links
+            return False
+    return True
+
+
+def _write_and_flush(file: BinaryIO, content: bytes | memoryview) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _give_name(descriptor: int, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # dst_dir_fd makes Python call linkat, which follows the link in /proc to the file itself (open(2), O_TMPFILE).
+        os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def _rename_if_free(temporary: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,6 +32,13 @@ from dpmepf.artifacts.errors import (
     ShapeError,
 )
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
+
+
+@pytest.fixture(params=["nameless", "temporary name"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of writing: without a name until the file is complete, as on Linux, and under a temporary one."""
+    if request.param == "temporary name":
+        monkeypatch.delattr(os, "O_TMPFILE")
 
 
 def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
@@ -89,6 +97,7 @@ def test_the_arrays_cannot_be_written_to() -> None:
         artifact.noisy_sums[0, 0] = 0
 
 
+@pytest.mark.usefixtures("way")
 def test_an_existing_file_is_kept_without_force_and_replaced_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     path.write_text("precious")
@@ -101,6 +110,7 @@ def test_an_existing_file_is_kept_without_force_and_replaced_with_it(tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("way")
 def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     (tmp_path / "a.h5").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ArtifactExistsError, match="exists already"):
@@ -108,39 +118,57 @@ def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_a_file_that_appears_meanwhile_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
 ) -> None:
     path = tmp_path / "a.h5"
-    real_fsync, real_link = os.fsync, Path.hardlink_to
+    real_fsync, real_link = os.fsync, os.link
 
     def fsync(descriptor: int) -> None:
         real_fsync(descriptor)
         path.write_text("another's")
 
-    def hardlink_to(self: Path, target: Path) -> None:
+    def link(*arguments: Any, **options: Any) -> None:
         if not hard_links:
             raise OSError(errno.EPERM, "no hard links here")
-        real_link(self, target)
+        real_link(*arguments, **options)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    monkeypatch.setattr(os, "link", link)
     with pytest.raises(ArtifactExistsError, match="meanwhile"):
         write_artifact(path, example_artifact())
     assert path.read_text() == "another's"
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("way")
 def test_without_hard_links_the_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hardlink_to(self: Path, target: Path) -> None:
+    def link(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.ENOTSUP, "no hard links here")
 
-    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    monkeypatch.setattr(os, "link", link)
     write_artifact(tmp_path / "a.h5", example_artifact())
     read_artifact(tmp_path / "a.h5")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
 
 
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="nameless files are Linux's")
+def test_nothing_has_a_name_before_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[list[str]] = []
+    real_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        names.append([entry.name for entry in tmp_path.iterdir()])
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_artifact(tmp_path / "a.h5", example_artifact())
+    assert names == [[], ["a.h5"]]  # the file's flush, then its folder's
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("call", ["fsync", "replace_or_link"])
 def test_a_full_disk_leaves_nothing_and_touches_nothing(
@@ -151,14 +179,14 @@ def test_a_full_disk_leaves_nothing_and_touches_nothing(
         path.write_text("precious")
     before = [entry.name for entry in tmp_path.iterdir()]
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
         monkeypatch.setattr(Path, "replace", full)
-        monkeypatch.setattr(Path, "hardlink_to", full)
+        monkeypatch.setattr(os, "link", full)
     with pytest.raises(ArtifactWriteError, match="No space left"):
         write_artifact(path, example_artifact(), force=force)
     assert [entry.name for entry in tmp_path.iterdir()] == before
@@ -186,6 +214,7 @@ def test_a_missing_folder_and_a_folder_as_target_are_refused(tmp_path: Path) -> 
         write_artifact(tmp_path, example_artifact(), force=True)
 
 
+@pytest.mark.usefixtures("way")
 def test_the_file_has_the_users_normal_permissions(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
