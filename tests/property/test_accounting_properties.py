@@ -43,6 +43,15 @@ def test_recomputed_delta_never_exceeds_the_claim_over_2000_random_targets() -> 
         assert independent_delta(epsilon, sigma * (1 - 1e-12)) > delta  # so sigma is the optimum, not merely enough
 
 
+@settings(max_examples=200, deadline=None)
+@given(epsilon=st.floats(0, 3), sigma=st.floats(0.3, 3))
+def test_a_reported_delta_is_never_below_the_true_one(epsilon: float, sigma: float) -> None:
+    """Nor above it by more than a float's last place: rounding to nearest would be below in half of all cases."""
+    truth = independent_delta(epsilon, sigma)
+    reported = gaussian_delta(epsilon, sensitivity=1.0, sigma=sigma)
+    assert truth <= reported <= truth * (1 + mpmath.mpf(2) ** -51)
+
+
 @settings(max_examples=100, deadline=None)
 @given(epsilon=epsilons, delta=deltas, coordinates=st.integers(1, 10**7), exponent=st.integers(16, 26))
 def test_the_discrete_release_meets_its_target_and_its_epsilon_is_recomputed_within_the_claim(

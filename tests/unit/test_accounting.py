@@ -164,6 +164,15 @@ def test_the_surcharges_in_use_bound_the_ratio_wherever_the_theorem_says(sigma: 
         assert 0.5 * above < max(ratios) <= above
 
 
+@pytest.mark.parametrize("coordinates", [1, 7])
+def test_the_lattice_is_paid_for_on_every_coordinate(coordinates: int) -> None:
+    """Lemma 2 is nearly reached at the origin, where the discrete Gaussian exceeds the rounded one most."""
+    with mpmath.workdps(40):
+        ratio = mpmath.log(discrete_gaussian(2.0, 40)[0] / rounded_gaussian(2.0, 40)[0])
+        below, _ = accounting._lattice_surcharge(mpmath.mpf(0), mpmath.mpf("0.01"), [(mpmath.mpf(2), coordinates)])
+        assert coordinates * ratio <= below < 1.1 * coordinates * ratio
+
+
 @pytest.mark.parametrize("sigma", [1.0, 3.5])
 def test_lemma_3_bounds_the_tail_of_the_rounded_gaussian(sigma: float) -> None:
     q = rounded_gaussian(sigma, int(14 * sigma))

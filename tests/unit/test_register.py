@@ -17,6 +17,7 @@ import artifact_examples
 import pytest
 from click.testing import CliRunner
 
+from dpmepf.artifacts import register as register_module
 from dpmepf.artifacts.accounting import DiscreteGaussian, composed_delta, composed_epsilon, gaussian_epsilon
 from dpmepf.artifacts.audit_command import main as audit
 from dpmepf.artifacts.errors import RegisterBudgetError, RegisterError
@@ -192,6 +193,24 @@ def test_a_charge_stays_when_the_process_is_killed_right_after_it(register: Regi
     arguments = [sys.executable, "-c", program, str(register.path), str(Path(__file__).parent)]
     assert subprocess.run(arguments, check=False).returncode == -9
     assert len(register.read().accounts["clinic"].releases) == 1
+
+
+def test_a_register_that_does_not_keep_the_entry_stops_the_release(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that says yes to every write: the entry is looked for after it was committed."""
+    register.set_budget("clinic", budget())
+    append = register_module._append
+
+    def unstored(_: sqlite3.Connection, entries: list[Any], content: dict[str, Any]) -> None:
+        elsewhere = sqlite3.connect(":memory:")
+        elsewhere.execute("CREATE TABLE entries (number, content, hash)")
+        append(elsewhere, entries, content)
+        elsewhere.close()
+
+    monkeypatch.setattr(register_module, "_append", unstored)
+    with pytest.raises(RegisterError, match="did not keep"):
+        register.charge(example_ledger())
 
 
 # Tampering
