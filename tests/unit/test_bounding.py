@@ -144,3 +144,9 @@ def test_bounding_a_batch_takes_a_small_part_of_the_encoders_time() -> None:
         bound(features, non_negative=True)
         times.append(time.thread_time() - start)
     assert min(times) < 0.1
+
+
+def test_long_rows_of_two_dimensions_are_shortened_too() -> None:
+    """Where truncating coordinates takes next to nothing away, the norm that they are divided by is rounded up."""
+    features = 3 * normalised(2_000, dimension=2).astype(np.float64)
+    assert max(squared_norms(bound(features, exponent=26))) <= 4**26

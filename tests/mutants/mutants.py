@@ -1,0 +1,568 @@
+"""Privacy bugs in the trusted core, one line of it changed at a time, and the tests that have to notice.
+
+A mutant is a textual change: `old` must occur exactly once in `file`. `killers` are tests (or test files) relative to
+`tests/`, of which at least one has to fail; `test_mutants.py` runs them against a copy of the core. To go on after a
+change of the core, adapt `old`; to see one mutant only: `pytest tests/mutants -m slow -k "half of sigma"`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BOUNDING = "unit/test_bounding.py"
+SUMMING = "unit/test_summing.py"
+NEIGHBOURS = "property/test_neighbouring_datasets.py"
+NOISE = "unit/test_noise.py"
+SAMPLER = "statistical/test_noise_statistics.py"
+RELEASE = "unit/test_release.py"
+ACCOUNTING = "unit/test_accounting.py"
+ACCOUNTING_PROPERTIES = "property/test_accounting_properties.py"
+SIGMAS = "golden/test_sigma_values.py"
+LEDGER = "unit/test_ledger.py"
+AUDIT = "unit/test_audit.py"
+REGISTER = "unit/test_register.py"
+FILE = "unit/test_artifact_file.py"
+HOSTILE = "attacks/test_hostile_artifacts.py"
+RELEASED_NOISE = "statistical/test_release_noise.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: `old` becomes `new` in `file`; `why` says what that breaks."""
+
+    why: str
+    file: str
+    old: str
+    new: str
+    killers: tuple[str, ...]
+
+
+def _mutant(why: str, file: str, old: str, new: str, *killers: str) -> Mutant:
+    return Mutant(why=why, file=file, old=old, new=new, killers=killers)
+
+
+MUTANTS = [
+    # A record's contribution
+    _mutant(
+        "NaN passes the screen, and its conversion to an integer is unbounded",
+        "embed/bounding.py",
+        "too_long = ~(squared_norms <= float(squared_bound))",
+        "too_long = squared_norms > float(squared_bound)",
+        f"{BOUNDING}::test_a_row_that_is_not_finite_contributes_nothing",
+    ),
+    _mutant(
+        "shortening rounds up instead of down",
+        "embed/bounding.py",
+        "shortened = (np.abs(lattice) << lattice_exponent) // norm_rounded_up",
+        "shortened = -(-(np.abs(lattice) << lattice_exponent) // norm_rounded_up)",
+        f"{BOUNDING}::test_no_row_is_longer_than_one_and_a_long_row_keeps_its_direction_and_norm_one",
+    ),
+    _mutant(
+        "the norm is rounded down before dividing by it",
+        "embed/bounding.py",
+        "norm_rounded_up = math.isqrt(squared_norm - 1) + 1",
+        "norm_rounded_up = math.isqrt(squared_norm)",
+        f"{BOUNDING}::test_long_rows_of_two_dimensions_are_shortened_too",
+    ),
+    _mutant(
+        "the final integer check is gone",
+        "embed/bounding.py",
+        'if (np.einsum("ij,ij->i", bounded, bounded) > squared_bound).any():',
+        "if False:",
+        f"{BOUNDING}::test_the_final_integer_check_catches_a_screen_that_lets_long_rows_pass",
+    ),
+    _mutant(
+        "negative features are kept although the sensitivity of replacing counts on their absence",
+        "embed/bounding.py",
+        "np.maximum(bounded, 0, out=bounded)",
+        "pass",
+        f"{BOUNDING}::test_non_negative_features_have_no_negative_coordinate_left",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "a lattice on which a squared norm overflows is taken",
+        "embed/bounding.py",
+        "> 1 << MAX_NORM_BITS:",
+        "> 1 << 66:",
+        f"{BOUNDING}::test_features_or_lattices_that_the_proof_does_not_cover_are_refused",
+    ),
+    # Sums
+    _mutant(
+        "the encoder's norm is trusted",
+        "embed/summing.py",
+        "bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
+        "bounded = np.nan_to_num(features * 2.0**self.lattice_exponent).astype(np.int64)",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "records are not held to the signs that the ledger states",
+        "embed/summing.py",
+        "bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
+        "bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=False)",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "a record is counted twice",
+        "embed/summing.py",
+        "+= np.bincount(labels, minlength=self.class_count)",
+        "+= 2 * np.bincount(labels, minlength=self.class_count)",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "sums can be released again",
+        "embed/summing.py",
+        "self._sums = None\n        self._records = 0",
+        "self._records = 0",
+        f"{SUMMING}::test_sums_are_handed_over_once",
+        f"{RELEASE}::test_the_same_sums_are_released_once",
+    ),
+    _mutant(
+        "merged sums stay in both accumulators",
+        "embed/summing.py",
+        "taken = other.take()",
+        "taken = other._unreleased()",
+        f"{SUMMING}::test_merging_empties_the_other_so_that_no_record_is_released_twice",
+    ),
+    _mutant(
+        "sums with and without negative features are merged",
+        "embed/summing.py",
+        "shape != (other.class_count, other.dimension, other.non_negative)",
+        "shape[:2] != (other.class_count, other.dimension)",
+        f"{SUMMING}::test_sums_of_another_shape_are_not_merged",
+    ),
+    _mutant(
+        "more records than 64-bit sums hold are taken: the sums wrap around",
+        "embed/summing.py",
+        "if self._records + records > self.max_records:",
+        "if False:",
+        f"{SUMMING}::test_more_records_than_int64_can_hold_are_refused_before_anything_overflows",
+    ),
+    _mutant(
+        "printing the accumulator shows the number of records",
+        "embed/summing.py",
+        'dimension={self.dimension})"  # no private',
+        'dimension={self.dimension}, records={self._records})"  # no private',
+        f"{SUMMING}::test_the_accumulator_shows_no_private_value_when_printed",
+    ),
+    # The release
+    _mutant(
+        "noise of half of sigma",
+        "embed/release.py",
+        "add_discrete_gaussian_noise(exact, sigma=ledger.sigma, ",
+        "add_discrete_gaussian_noise(exact, sigma=ledger.sigma / 2, ",
+        f"{RELEASE}::test_the_noise_in_the_artifact_has_the_sigma_of_the_ledger",
+    ),
+    _mutant(
+        "no noise at all",
+        "embed/release.py",
+        "stored = coarsen(noisy, ",
+        "stored = coarsen(exact, ",
+        f"{RELEASE}::test_two_releases_of_the_same_data_differ_in_practically_every_value_whatever_is_seeded",
+    ),
+    _mutant(
+        "counts without noise",
+        "embed/release.py",
+        "    stored = coarsen(noisy, ",
+        "    noisy[-sums.class_count :] = exact[-sums.class_count :]\n    stored = coarsen(noisy, ",
+        f"{RELEASED_NOISE}::test_counts_get_the_same_noise_as_features",
+    ),
+    _mutant(
+        "the release is not charged",
+        "embed/release.py",
+        "        charge(ledger)\n",
+        "        pass\n",
+        f"{RELEASE}::test_a_release_is_charged_last_of_all_before_the_noise",
+    ),
+    _mutant(
+        "the release is charged after its noise is drawn",
+        "embed/release.py",
+        "        charge(ledger)\n"
+        "    noisy = add_discrete_gaussian_noise(exact, sigma=ledger.sigma, progress=progress)\n",
+        "        pass\n"
+        "    noisy = add_discrete_gaussian_noise(exact, sigma=ledger.sigma, progress=progress)\n"
+        "    if charge is not None:\n"
+        "        charge(ledger)\n",
+        f"{RELEASE}::test_a_release_is_charged_last_of_all_before_the_noise",
+        f"{RELEASE}::test_a_release_that_is_not_charged_draws_no_noise",
+    ),
+    _mutant(
+        "non-negative features are claimed that nothing enforced",
+        "embed/release.py",
+        "non_negative_features=sums.non_negative,",
+        "non_negative_features=True,",
+        f"{RELEASE}::test_the_artifact_states_parameters_that_meet_the_claim",
+    ),
+    _mutant(
+        "the pipeline does not pass the charge on",
+        "embed/pipeline.py",
+        "        charge=charge,\n",
+        "        charge=None,\n",
+        "unit/test_embed_command.py::test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_read",
+    ),
+    # Noise
+    _mutant(
+        "the sampler is given half of sigma",
+        "embed/noise.py",
+        "make_gaussian(*space, scale=sigma)",
+        "make_gaussian(*space, scale=sigma / 2)",
+        f"{SAMPLER}::test_sigma_is_the_scale_asked_for",
+    ),
+    _mutant(
+        "a rounded continuous Gaussian",
+        "embed/noise.py",
+        "noisy = np.asarray(mechanism(values), dtype=np.int64)",
+        "noisy = values + np.rint(np.random.default_rng().normal(0, sigma, len(values))).astype(np.int64)",
+        f"{SAMPLER}::test_every_integer_is_as_frequent_as_the_discrete_gaussian_says",
+    ),
+    _mutant(
+        "noise from a seed",
+        "embed/noise.py",
+        "noisy = np.asarray(mechanism(values), dtype=np.int64)",
+        "noisy = values + np.rint(np.random.default_rng(0).normal(0, sigma, len(values))).astype(np.int64)",
+        f"{NOISE}::test_two_draws_differ_in_practically_every_value_whatever_is_seeded",
+    ),
+    _mutant(
+        "a sigma that the accounting does not cover is taken",
+        "embed/noise.py",
+        "if not (math.isfinite(sigma) and 1.0 <= sigma <= LARGEST_SIGMA):",
+        "if False:",
+        f"{NOISE}::test_a_scale_that_the_accounting_does_not_cover_is_refused",
+    ),
+    _mutant(
+        "where noise cannot be drawn, values go on without it",
+        "embed/noise.py",
+        "        # `from None`: the library's own text could quote a value.\n",
+        "        return values\n",
+        f"{NOISE}::test_missing_entropy_is_an_error_without_the_librarys_text",
+    ),
+    _mutant(
+        "an error quotes the library's text, and so perhaps a value",
+        "embed/noise.py",
+        "({type(error).__name__})",
+        "({error})",
+        f"{NOISE}::test_missing_entropy_is_an_error_without_the_librarys_text",
+    ),
+    # Sensitivity
+    _mutant(
+        "replacing one record of any signs is taken to move the sum by √2 Λ only",
+        "artifacts/sensitivity.py",
+        "replaced = 2 if non_negative_features else 4",
+        "replaced = 2",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+        f"{LEDGER}::test_the_sensitivity_follows_the_relation_and_the_signs",
+    ),
+    _mutant(
+        "replacing is taken to cost no more than adding",
+        "artifacts/sensitivity.py",
+        "multiplier = 1 if relation is NeighbouringRelation.ADD_OR_REMOVE_ONE else replaced",
+        "multiplier = 1",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "the count is left out of the sensitivity",
+        "artifacts/sensitivity.py",
+        "return 4**exponent + count_weight**2",
+        "return 4**exponent",
+        f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "the root of the squared sensitivity is rounded to nearest",
+        "artifacts/sensitivity.py",
+        "while Fraction(root) ** 2 < squared:",
+        "while False:",
+        f"{ACCOUNTING_PROPERTIES}::test_the_sensitivity_bound_is_never_below_the_root",
+    ),
+    _mutant(
+        "a lattice so fine that a sum of squares leaves 64 bits",
+        "artifacts/sensitivity.py",
+        "(62 - (dimension - 1).bit_length()) // 2",
+        "(64 - (dimension - 1).bit_length()) // 2",
+        f"{ACCOUNTING_PROPERTIES}::test_a_sum_of_squares_of_bounded_coordinates_always_fits_int64",
+    ),
+    # Accounting
+    _mutant(
+        "sigma is not stepped outward to where the recomputed delta holds",
+        "artifacts/accounting.py",
+        "return _smallest_float(satisfies, guess, least=1.0)",
+        "return max(guess, 1.0)",
+        f"{ACCOUNTING_PROPERTIES}::"
+        "test_the_discrete_release_meets_its_target_and_its_epsilon_is_recomputed_within_the_claim",
+    ),
+    _mutant(
+        "the search ends on the last float at which the target is missed",
+        "artifacts/accounting.py",
+        "    return good\n",
+        "    return bad\n",
+        f"{ACCOUNTING}::test_sigma_is_the_smallest_float_that_meets_the_target_even_at_the_corners",
+    ),
+    _mutant(
+        "a reported delta is rounded to nearest",
+        "artifacts/accounting.py",
+        "if nearest < value:",
+        "if False:",
+        f"{ACCOUNTING_PROPERTIES}::test_a_reported_delta_is_never_below_the_true_one",
+    ),
+    _mutant(
+        "releases compose to the largest of them",
+        "artifacts/accounting.py",
+        "_MP.sqrt(_MP.fsum(squares))",
+        "_MP.sqrt(max(squares))",
+        f"{REGISTER}::test_the_squares_of_unequal_releases_add_up",
+    ),
+    _mutant(
+        "the lattice costs nothing",
+        "artifacts/accounting.py",
+        "return _MP.exp(below) * _delta(epsilon - below - above, mu) + tail",
+        "return continuous",
+        f"{ACCOUNTING}::test_the_continuous_delta_alone_would_not_always_cover_the_discrete_mechanism",
+    ),
+    _mutant(
+        "the lattice is paid for one coordinate only",
+        "artifacts/accounting.py",
+        "below += coordinates / (24 * sigma**2)",
+        "below += 1 / (24 * sigma**2)",
+        f"{ACCOUNTING}::test_the_lattice_is_paid_for_on_every_coordinate",
+    ),
+    _mutant(
+        "the noise multiplier told to other accountants is rounded to nearest",
+        "artifacts/accounting.py",
+        "return math.nextafter(ratio, 0.0) if _MP.mpf(ratio) * sensitivity > sigma else ratio",
+        "return ratio",
+        f"{ACCOUNTING}::test_the_noise_multiplier_is_rounded_down",
+    ),
+    _mutant(
+        "sigma below one lattice step is accounted for as if it were proven",
+        "artifacts/accounting.py",
+        "if not math.isfinite(sigma) or sigma < 1:",
+        "if False:",
+        f"{ACCOUNTING}::test_sigma_below_one_lattice_step_is_refused_and_never_calibrated",
+    ),
+    _mutant(
+        "another module's precision weakens the accounting",
+        "artifacts/accounting.py",
+        "_MP = mpmath.mp.clone()",
+        "_MP = mpmath.mp",
+        f"{ACCOUNTING}::test_another_modules_working_precision_does_not_weaken_the_accounting",
+    ),
+    _mutant(
+        "the formula's shift has the wrong size",
+        "artifacts/accounting.py",
+        "        a = mu / 2 - epsilon / mu\n        return _normal_cdf(a)",
+        "        a = mu / 4 - epsilon / mu\n        return _normal_cdf(a)",
+        f"{ACCOUNTING}::test_delta_equals_the_integral_of_the_privacy_loss",
+    ),
+    # Ledger
+    _mutant(
+        "sigma is calibrated for half of the sensitivity",
+        "artifacts/ledger.py",
+        "epsilon, delta, sensitivity=bound, coordinates=",
+        "epsilon, delta, sensitivity=bound / 2, coordinates=",
+        f"{SIGMAS}::test_a_planned_default_release_has_these_parameters_exactly",
+    ),
+    _mutant(
+        "sigma is calibrated for one coordinate",
+        "artifacts/ledger.py",
+        "coordinates=class_count * (feature_dimension + 1)",
+        "coordinates=1",
+        f"{RELEASE}::test_the_artifact_states_parameters_that_meet_the_claim",
+    ),
+    _mutant(
+        "an unknown field, such as the number of records, is read over",
+        "artifacts/ledger.py",
+        "for name in sorted(set(fields) - expected):",
+        "for name in ():",
+        f"{LEDGER}::test_an_unknown_or_malformed_entry_is_refused_by_name",
+    ),
+    # Claims
+    _mutant(
+        "an epsilon below the recomputed one is accepted, and one above refused",
+        "artifacts/claims.py",
+        "holds = epsilon <= ledger.epsilon",
+        "holds = epsilon >= ledger.epsilon",
+        f"{AUDIT}::test_a_forged_claim_is_found_by_name",
+    ),
+    _mutant(
+        "epsilon is recomputed from the sensitivity that the ledger claims",
+        "artifacts/claims.py",
+        "delta, sensitivity=implied_sensitivity(ledger, relation), sigma",
+        "delta, sensitivity=ledger.sensitivity, sigma",
+        f"{AUDIT}::test_a_forged_claim_is_found_by_name",
+    ),
+    _mutant(
+        "whole numbers of the ledger are not compared",
+        "artifacts/claims.py",
+        "holds = claimed == recomputed",
+        "holds = True",
+        f"{AUDIT}::test_a_forged_claim_is_found_by_name",
+    ),
+    _mutant(
+        "any lattice is accepted",
+        "artifacts/claims.py",
+        "if claimed == expected:",
+        "if True:",
+        f"{AUDIT}::test_a_forged_claim_is_found_by_name",
+    ),
+    # Register
+    _mutant(
+        "the budget is not checked",
+        "artifacts/register.py",
+        "if account.holds(ledger):",
+        "if True:",
+        f"{REGISTER}::test_a_budget_holds_exactly_one_release_of_its_own_size",
+    ),
+    _mutant(
+        "earlier releases are forgotten",
+        "artifacts/register.py",
+        "[release.ledger for release in self.releases] + list(further)",
+        "list(further)",
+        f"{REGISTER}::test_over_budget_says_what_would_fit_and_that_fits",
+    ),
+    _mutant(
+        "the entry is not committed",
+        "artifacts/register.py",
+        'connection.execute("COMMIT")',
+        'connection.execute("ROLLBACK")',
+        f"{REGISTER}::test_a_budget_holds_exactly_one_release_of_its_own_size",
+    ),
+    _mutant(
+        "nobody looks whether the entry was kept",
+        "artifacts/register.py",
+        "if not self.read().holds_hash(entries[-1].hash):",
+        "if False:",
+        f"{REGISTER}::test_a_register_that_does_not_keep_the_entry_stops_the_release",
+    ),
+    _mutant(
+        "a release counts with its own relation instead of the budget's",
+        "artifacts/register.py",
+        "sensitivity=implied_sensitivity(ledger, self.budget.relation),",
+        "sensitivity=implied_sensitivity(ledger, ledger.relation),",
+        f"{REGISTER}::test_a_release_under_the_other_relation_counts_with_its_sensitivity_under_the_budgets",
+    ),
+    _mutant(
+        "entries are not linked to the one before",
+        "artifacts/register.py",
+        'isinstance(content, dict) and content.get("previous") == _last_hash(entries)',
+        "isinstance(content, dict)",
+        f"{REGISTER}::test_an_edited_entry_with_its_own_hash_mended_breaks_the_next",
+    ),
+    _mutant(
+        "entries are not compared with their hash",
+        "artifacts/register.py",
+        " or digest != _hash(text):",
+        ":",
+        f"{REGISTER}::test_an_entry_that_was_edited_or_removed_shows",
+    ),
+    _mutant(
+        "a trigger that swallows entries is not noticed",
+        "artifacts/register.py",
+        "if found != sorted(_OBJECTS):",
+        "if False:",
+        f"{REGISTER}::test_a_schema_that_could_swallow_entries_is_refused",
+    ),
+    _mutant(
+        "a ledger that contradicts itself is charged with what it claims",
+        "artifacts/register.py",
+        '    if failed:\n        raise RegisterError(f"the ledger contradicts',
+        '    if False:\n        raise RegisterError(f"the ledger contradicts',
+        f"{REGISTER}::test_a_ledger_that_contradicts_itself_is_not_charged",
+    ),
+    _mutant(
+        "a name that looks like another opens a second budget",
+        "artifacts/register.py",
+        "    if similar is not None:",
+        "    if False:",
+        f"{REGISTER}::test_a_name_that_is_almost_anothers_gets_no_budget_of_its_own",
+    ),
+    # The file
+    _mutant(
+        "an artifact that its audit would reject is written",
+        "artifacts/hdf5_file.py",
+        "    if failed:\n",
+        "    if False:\n",
+        f"{FILE}::test_an_artifact_that_its_audit_would_reject_is_not_written",
+    ),
+    _mutant(
+        "members that no artifact has are read over",
+        "artifacts/hdf5_file.py",
+        "        inspection.check_members(file)\n",
+        "",
+        HOSTILE,
+    ),
+    _mutant(
+        "bytes hidden after a row's end are read over",
+        "artifacts/hdf5_file.py",
+        " or inflater.unused_data:",
+        ":",
+        HOSTILE,
+    ),
+    _mutant(
+        "bytes hidden after the end of the file are read over",
+        "artifacts/hdf5_inspection.py",
+        "    if end != size:",
+        "    if end > size:",
+        f"{HOSTILE}::test_hidden_bytes_before_or_after_the_hdf5_content_are_refused",
+    ),
+    _mutant(
+        "attributes are read over",
+        "artifacts/hdf5_inspection.py",
+        "    if h5a.get_num_attrs(identifier):",
+        "    if False:",
+        HOSTILE,
+    ),
+    _mutant(
+        "values may lie in another file",
+        "artifacts/hdf5_inspection.py",
+        "    if plist.get_external_count():",
+        "    if False:",
+        HOSTILE,
+    ),
+    _mutant(
+        "a row may store more than its values",
+        "artifacts/hdf5_inspection.py",
+        "    if stored > declared + (declared >> 8) + 64 * rows:",
+        "    if False:",
+        HOSTILE,
+    ),
+    _mutant(
+        "stored numbers that no noisy sum can be are taken",
+        "artifacts/artifact.py",
+        "if int(array.max()) > largest or int(array.min()) < -largest:",
+        "if False:",
+        f"{FILE}::test_values_that_no_64_bit_sum_can_be_are_refused",
+    ),
+    _mutant(
+        "a key may appear twice: readers disagree on what the ledger claims",
+        "artifacts/strict_json.py",
+        "if key in found:",
+        "if False:",
+        f"{LEDGER}::test_json_that_artifacts_never_hold_is_refused",
+    ),
+    _mutant(
+        "the file is named before it is on the disk",
+        "artifacts/atomic_file.py",
+        "    os.fsync(file.fileno())\n",
+        "",
+        f"{FILE}::test_a_full_disk_leaves_nothing_and_touches_nothing",
+    ),
+    _mutant(
+        "a file that cannot be completed stays behind",
+        "artifacts/atomic_file.py",
+        "temporary.unlink(missing_ok=True)",
+        "pass",
+        f"{FILE}::test_a_full_disk_leaves_nothing_and_touches_nothing",
+    ),
+    _mutant(
+        "an unfinished file has a name, so that a killed process leaves it behind",
+        "artifacts/atomic_file.py",
+        'if not hasattr(os, "O_TMPFILE"):',
+        "if True:",
+        f"{FILE}::test_nothing_has_a_name_before_it_is_complete",
+    ),
+    _mutant(
+        "a file that appeared meanwhile is replaced unasked",
+        "artifacts/atomic_file.py",
+        "            if not force:\n                raise\n",
+        "",
+        f"{FILE}::test_a_file_that_appears_meanwhile_is_not_overwritten",
+    ),
+]
