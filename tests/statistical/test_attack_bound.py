@@ -186,7 +186,10 @@ def attack(relation: NeighbouringRelation, folder: Path, releases: int) -> float
 def test_no_attack_proves_more_than_the_claim_and_it_comes_close(
     relation: NeighbouringRelation, tmp_path: Path
 ) -> None:
-    """False alarm 1e-6 for `<= EPSILON`. That the bound comes close shows that a weaker claim would be found out."""
+    """False alarm 1e-6 for `<= EPSILON`. That the bound comes close shows that the attack is a good one.
+
+    Seen: 0.86 of the claim (100,000 releases, add or remove), 0.74 (30,000, replace). The bugs below: 1.4 to 6.2.
+    """
     proven = attack(relation, tmp_path, RELEASES[relation])
     assert 0.5 * EPSILON < proven <= EPSILON
 
