@@ -29,6 +29,10 @@ class TruncatedArtifactError(ArtifactError):
     """The file is shorter or longer than its own header says."""
 
 
+class HiddenBytesError(ArtifactError):
+    """More bytes in the file than its data sets need."""
+
+
 class CorruptArtifactError(ArtifactError):
     """The HDF5 library or the decompressor refused part of the file."""
 

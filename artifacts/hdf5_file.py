@@ -36,7 +36,13 @@ from dpmepf.artifacts import hdf5_inspection as inspection
 from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.atomic_file import check_writable_target, write_atomically
 from dpmepf.artifacts.claims import check_claims
-from dpmepf.artifacts.errors import CorruptArtifactError, InconsistentArtifactError, OversizeError, TextError
+from dpmepf.artifacts.errors import (
+    CompressionBombError,
+    CorruptArtifactError,
+    InconsistentArtifactError,
+    OversizeError,
+    TextError,
+)
 from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.strict_json import parse_json
 from dpmepf.shared.feature_map import FeatureMapDescription
@@ -65,6 +71,7 @@ def write_artifact(path: Path, artifact: Artifact, *, force: bool = False) -> No
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         for name, text in texts.items():
             encoded = text.encode()
+            parse_json(text, name)  # what is written can be read
             if len(encoded) > inspection.LARGEST_TEXTS[name]:
                 raise OversizeError(f"{name}: {len(encoded)} bytes exceed {inspection.LARGEST_TEXTS[name]}")
             file.create_dataset(name, data=np.array(encoded, dtype=h5py.string_dtype("utf-8", len(encoded))))
@@ -89,7 +96,7 @@ def read_artifact(path: Path) -> Artifact:
     The ledger's claims are not checked against each other here: `dpmepf.artifacts.audit` does that.
 
     Edge cases:
-        Memory stays below about twice the size of the arrays, which is at most 512 MiB, whatever the file holds.
+        Memory stays below about twice the size of the arrays, which is at most 256 MiB, whatever the file holds.
     Raises:
         ArtifactMissingError: nothing is at `path`, or not a file.
         ArtifactError: the file is not exactly as the layout says; one subclass for each malformation.
@@ -107,6 +114,7 @@ def read_artifact(path: Path) -> Artifact:
         counts = inspection.open_counts(file)
         sums = inspection.open_sums(file)
         check_size(*sums.shape)
+        inspection.check_file_size(file)
         return Artifact(
             noisy_sums=_read_rows(sums),
             noisy_counts=counts[()].astype(np.int64, copy=False),
@@ -126,8 +134,12 @@ def _read_text(file: h5py.File, name: str) -> str:
 
 def _read_rows(sums: h5py.Dataset) -> npt.NDArray[np.int64]:
     values = np.empty(sums.shape, dtype=np.int64)
+    buffer = np.empty(inspection.largest_stored_size(1, values.shape[1]), dtype=np.uint8)
     for row in range(len(values)):
-        filter_mask, stored = sums.id.read_direct_chunk((row, 0))
+        try:
+            filter_mask, stored = sums.id.read_direct_chunk((row, 0), out=buffer)
+        except ValueError:  # it does not fit
+            raise CompressionBombError(f"noisy_sums: row {row} is stored in more than {len(buffer)} bytes") from None
         if filter_mask != 0:
             raise CorruptArtifactError(f"noisy_sums: row {row} skips a filter")
         values[row] = _inflate_row(stored, values.shape[1], row)
@@ -140,7 +152,7 @@ def _deflate_row(values: npt.NDArray[np.int64]) -> bytes:
     return zlib.compress(planes.tobytes(), _COMPRESSION_LEVEL)
 
 
-def _inflate_row(stored: bytes, dimension: int, row: int) -> npt.NDArray[np.int64]:
+def _inflate_row(stored: bytes | memoryview, dimension: int, row: int) -> npt.NDArray[np.int64]:
     expected = 8 * dimension
     inflater = zlib.decompressobj()
     try:

@@ -26,6 +26,8 @@ MEMBERS = ("ledger", "feature_map", "classes", "noisy_sums", "noisy_counts")
 LARGEST_COMPRESSION = 64
 """Declared over stored bytes. Noise of sigma >= 16 stored steps has over 6 bits of entropy in 64: at most 11."""
 _FREE_COMPRESSION_BYTES = 2**20
+_METADATA_BYTES, _METADATA_BYTES_OF_A_ROW = 2**14, 32
+"""What HDF5 may take beside the values, generously: some 2,000 bytes, and 15 for each row's place in the index."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK_VERSION = 3
@@ -144,11 +146,26 @@ def open_sums(file: h5py.File) -> h5py.Dataset:
     declared, stored = 8 * rows * columns, dataset.get_storage_size()
     if declared > LARGEST_COMPRESSION * stored + _FREE_COMPRESSION_BYTES:
         raise errors.CompressionBombError(f"{name}: {declared} bytes declared, {stored} stored: this cannot be noise")
-    if stored > declared + (declared >> 8) + 64 * rows:
+    if stored > largest_stored_size(rows, columns):
         raise errors.CompressionBombError(f"{name}: {stored} bytes stored for {declared} declared")
     if dataset.get_num_chunks() != rows:
         raise errors.StorageLayoutError(f"{name}: some rows are not stored")
     return h5py.Dataset(dataset)
+
+
+def largest_stored_size(rows: int, columns: int) -> int:
+    """Bytes that `rows` deflated rows can take: zlib adds at most a little to what it cannot compress."""
+    return 8 * rows * columns + (8 * rows * columns >> 8) + 64 * rows
+
+
+def check_file_size(file: h5py.File) -> None:
+    """The file is about as large as its values: nothing large hides in it, and no few bytes stand for many."""
+    size, rows = file.id.get_filesize(), len(file["noisy_sums"])
+    stored = sum(file[member].id.get_storage_size() for member in MEMBERS)
+    if stored > size:
+        raise errors.StorageLayoutError(f"its data sets claim {stored} bytes of a file of {size}: they overlap")
+    if size > stored + _METADATA_BYTES + _METADATA_BYTES_OF_A_ROW * rows:
+        raise errors.HiddenBytesError(f"{size - stored} bytes of the file belong to none of its data sets")
 
 
 def _open_dataset(file: h5py.File, name: str) -> Any:

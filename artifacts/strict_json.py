@@ -7,9 +7,14 @@ from typing import Any, NoReturn
 
 from dpmepf.artifacts.errors import TextError
 
+_MOST_COMMAS = 400_000  # 100,000 class names, with three of their own each
+
 
 def parse_json(text: str, name: str) -> Any:
     """Parse `text`, the JSON of the object called `name`, or raise `TextError`."""
+
+    if text.count(",") > _MOST_COMMAS:  # before millions of little objects fill time and memory
+        raise TextError(f"{name}: the text has more than {_MOST_COMMAS} commas, more than an artifact's can have")
 
     def refuse_constant(constant: str) -> NoReturn:
         raise TextError(f"{name}: the number {constant} is not allowed; every number must be finite")

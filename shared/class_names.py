@@ -31,6 +31,8 @@ def check_class_names(names: Sequence[str], *, quoted: bool = True) -> tuple[str
 
     The message shows the name if `quoted`: what the user typed, but not what was met in private data.
     """
+    if not 1 <= len(names) <= _MOST_CLASSES:
+        raise ClassesError(f"the number of classes must be 1 to {_MOST_CLASSES}: name them with --classes")
     for name in names:
         allowed = (
             name.isprintable()
@@ -47,6 +49,4 @@ def check_class_names(names: Sequence[str], *, quoted: bool = True) -> tuple[str
             )
     if len(set(names)) < len(names):
         raise ClassesError("a class name appears twice: each class needs its own name")
-    if not 1 <= len(names) <= _MOST_CLASSES:
-        raise ClassesError(f"the number of classes must be 1 to {_MOST_CLASSES}: name them with --classes")
     return tuple(names)

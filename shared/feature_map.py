@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -142,6 +143,9 @@ def _typed_fields(cls: type[FeatureMapDescription], data: object) -> dict[str, A
         values = value if annotation.startswith("tuple") else [value]
         if not isinstance(values, list) or not all(isinstance(v, element) and not isinstance(v, bool) for v in values):
             raise FeatureMapError(f"the feature map's {name} is not of the type {annotation}")
+        # JSON's integers may be larger than any float.
+        if "float" in annotation and not all(abs(v) <= sys.float_info.max for v in values):
+            raise FeatureMapError(f"the feature map's {name} holds a number that is too large")
         parsed[name] = tuple(float(v) if "float" in annotation else v for v in values)
         if not annotation.startswith("tuple"):
             parsed[name] = value

@@ -123,7 +123,8 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     artifact = read_verified_artifact(request.artifact)
     if request.verify_key is not None:
         verify_file(request.artifact, load_verifying_key(request.verify_key))
-    sha256 = hashlib.sha256(request.artifact.read_bytes()).hexdigest()
+    with request.artifact.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = _checkpoint(request, output, sha256)
     settings = _settings(request, checkpoint)
     numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
