@@ -1,0 +1,162 @@
+"""Ways to edit an artifact behind the HDF5 library's back, its checksums made right again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+from malformed_structure import external_link_that_nobody_needs, put_sums
+from metadata_blocks import checksummed_blocks, reseal, set_end_of_file
+
+from dpmepf.artifacts import errors
+from dpmepf.shared.errors import DpmepfError
+
+FORMAT = ("v110", "v110")
+_LINK_CLASS, _EXTERNAL, _USER_DEFINED = 2, 64, 65  # offset in a link message; types of link
+
+
+def _edit(path: Path, change: Callable[[bytearray], None]) -> None:
+    content = bytearray(path.read_bytes())
+    blocks = checksummed_blocks(bytes(content))
+    change(content)
+    reseal(content, blocks)
+    path.write_bytes(content)
+
+
+def link_of_an_unknown_kind(path: Path) -> None:
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        external_link_that_nobody_needs(file)
+
+    def change(content: bytearray) -> None:
+        (message,) = re.finditer(rb"\x01[\x08-\x1f]\x40.{0,9}\x04more", content, flags=re.DOTALL)
+        content[message.start() + _LINK_CLASS] = _USER_DEFINED
+
+    _edit(path, change)
+
+
+def rows_that_share_their_bytes(path: Path) -> None:
+    """The chunk index says that all rows lie where the first does: one large row stands for many."""
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        sums = put_sums(file, shape=(3, 2**16), chunks=(1, 2**16))
+        for row in range(3):
+            sums.id.write_direct_chunk((row, 0), bytes(2**18 if row == 0 else 16))
+
+    def change(content: bytearray) -> None:
+        first, size = content.rindex(b"FADB") + 14, _chunk_entry_size(content)
+        content[first : first + 3 * size] = content[first : first + size] * 3
+
+    _edit(path, change)
+
+
+def row_of_a_gigabyte(path: Path) -> None:
+    """The chunk index says so of one row; the file has no such bytes."""
+
+    def change(content: bytearray) -> None:
+        first, size = content.rindex(b"FADB") + 14, _chunk_entry_size(content)
+        width = size - 12  # address, length, filter mask
+        content[first + 8 : first + 8 + width] = (2 ** min(30, 8 * width - 1)).to_bytes(width, "little")
+
+    _edit(path, change)
+
+
+def bytes_that_belong_to_nothing(path: Path) -> None:
+    content = bytearray(path.read_bytes() + b"secret" * 20_000)
+    set_end_of_file(content)
+    path.write_bytes(content)
+
+
+def terabyte_of_nothing(path: Path) -> None:
+    """A sparse file: a few kilobytes on the disk, and a terabyte for whoever reads all of it."""
+    content = bytearray(path.read_bytes())
+    size = 2**40
+    content[28:36] = size.to_bytes(8, "little")
+    reseal(content, [(0, 44)])
+    path.write_bytes(content)
+    os.truncate(path, size)
+
+
+def appended_bytes(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"secret")
+
+
+def prepended_bytes(path: Path) -> None:
+    path.write_bytes(bytes(512) + path.read_bytes())
+
+
+def end_of_file_beyond_the_end(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[28:36] = (2**62).to_bytes(8, "little")
+    reseal(content, [(0, 44)])
+    path.write_bytes(content)
+
+
+def marked_as_being_written(path: Path) -> None:
+    def change(content: bytearray) -> None:
+        content[11] = 1
+
+    _edit(path, change)
+
+
+def earlier_superblock(path: Path) -> None:
+    path.unlink()
+    with h5py.File(path, "w", libver=("earliest", "v108")) as file:
+        file["ledger"] = 1
+
+
+def later_superblock(path: Path) -> None:
+    def change(content: bytearray) -> None:
+        content[8] = 4
+
+    _edit(path, change)
+
+
+def foreign_file(path: Path) -> None:
+    path.unlink()
+    with h5py.File(path, "w", libver=FORMAT) as file:
+        file["weights"] = [1.0, 2.0]
+
+
+def empty_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def named_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless_device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def _chunk_entry_size(content: bytearray) -> int:
+    return content[content.rindex(b"FAHD") + 6]
+
+
+BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
+    (link_of_an_unknown_kind, errors.UnknownLinkError, "'more': a link of an unknown kind"),
+    (rows_that_share_their_bytes, errors.StorageLayoutError, "claim .* they overlap"),
+    (row_of_a_gigabyte, errors.CompressionBombError, "noisy_sums.*stored for 1536 declared"),
+    (bytes_that_belong_to_nothing, errors.HiddenBytesError, "belong to none"),
+    (terabyte_of_nothing, errors.HiddenBytesError, r"10995\d{8} bytes.* belong to none"),
+    (appended_bytes, errors.TruncatedArtifactError, "truncated or extended"),
+    (prepended_bytes, errors.NotAnArtifactError, "not an HDF5 file"),
+    (end_of_file_beyond_the_end, errors.TruncatedArtifactError, "header says 4611686018427387904"),
+    (marked_as_being_written, errors.NotAnArtifactError, "marked as open in another program"),
+    (earlier_superblock, errors.NotAnArtifactError, "superblock"),
+    (later_superblock, errors.NotAnArtifactError, "superblock"),
+    (foreign_file, errors.MissingObjectError, "ledger.*not a dpmepf artifact"),
+    (empty_file, errors.NotAnArtifactError, "not an HDF5 file"),
+    (folder, errors.ArtifactMissingError, "is not a file"),
+    (named_pipe, errors.ArtifactMissingError, "is not a file"),
+    (endless_device, errors.ArtifactMissingError, "is not a file"),
+]
