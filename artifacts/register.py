@@ -36,7 +36,10 @@ from dpmepf.artifacts.strict_json import parse_json
 from dpmepf.shared.errors import DpmepfError, UsageError
 
 APPLICATION_ID = 0x64704D45  # "dpME"
-VERSION = 1
+VERSION = (
+    2  # 1 knew no unit of privacy but one image: such a register is read, and becomes one of version 2 when written to
+)
+READABLE_VERSIONS = (1, VERSION)
 NO_ENTRY = "0" * 64  # what the first entry holds in place of the hash of the one before
 LOCK_SECONDS = 60.0
 LONGEST_ENTRY = 20_000  # characters; a ledger has about 2,000
@@ -130,8 +133,14 @@ class Account:
         """The mechanisms of all releases and of `further` ones, with their sensitivities under the budget's relation.
 
         A release made under the other relation counts with what its mechanism's parameters imply under this one.
+
+        Raises: RegisterError for a release that is for another unit of privacy than the budget.
         """
         ledgers = [release.ledger for release in self.releases] + list(further)
+        if any(ledger.unit_of_privacy != self.budget.unit_of_privacy for ledger in ledgers):
+            raise RegisterError(
+                f"the budget is for {self.budget.unit_of_privacy}: other releases do not add up with it"
+            )
         return [
             accounting.DiscreteGaussian(
                 sensitivity=implied_sensitivity(ledger, self.budget.relation),
@@ -333,8 +342,10 @@ class Register:
         if len(header) < _HEADER_BYTES or not header.startswith(SQLITE_MAGIC) or application != APPLICATION_ID:
             raise RegisterError(f"{self.path} is not a register, or was emptied: name the register's file")
         version = int.from_bytes(header[_USER_VERSION], "big")
-        if version != VERSION:
-            raise RegisterError(f"{self.path} is a register of version {version}; this program reads version {VERSION}")
+        if version not in READABLE_VERSIONS:
+            raise RegisterError(
+                f"{self.path} is a register of version {version}; this program reads {VERSION} and older"
+            )
         if header[_FORMAT_VERSIONS] != _ROLLBACK_JOURNAL:
             raise RegisterError(
                 f"{self.path} was changed to another journal mode: PRAGMA journal_mode = DELETE mends it"
@@ -430,6 +441,7 @@ def _append(connection: sqlite3.Connection, entries: list[_Entry], content: Mapp
     if len(text) > LONGEST_ENTRY:
         raise RegisterError(f"the entry has {len(text)} characters; a register takes {LONGEST_ENTRY}")
     connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, _hash(text)))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
     entries.append(_Entry(whole, _hash(text)))
 
 

@@ -116,25 +116,43 @@ def clip_contribution(contribution: npt.NDArray[np.int64], *, squared_bound: int
     Assumes: exact int64 and Python integer arithmetic.
     Source: DESIGN §3, unit of privacy; PROOF.md, claim 6.
     Args:
-        contribution: int64 of any shape, lattice units: all that one person adds to the sums.
+        contribution: int64 C×N, lattice units: all that one person adds to the sums, a row for each class.
         squared_bound: Λ² >= 1, squared lattice units.
-    Returns: int64 of the same shape, truncated towards zero.
-    Edge cases: any int64 but -2^63 may occur: where products would leave int64, Python's integers take over.
-    Raises: BoundingError if the final check fails, which is a defect.
+    Returns: int64 C×N, truncated towards zero.
+    Edge cases: any int64 may occur: where products would leave it, Python's integers take over, for a row at a time.
+    Raises: BoundingError for another dtype or rank, or if the final check fails, which is a defect.
     """
-    lengths = np.abs(contribution).ravel()
-    bound = math.isqrt(squared_bound)
-    largest = int(lengths.max(initial=0))
-    if max(lengths.size * largest, bound) * largest > LARGEST_INT64:
-        lengths = lengths.astype(object)
-    squared_norm = int(np.dot(lengths, lengths))
+    if contribution.dtype != np.int64 or contribution.ndim != 2:
+        raise BoundingError("a person's contribution must be a matrix of int64, a row for each class")
+    squared_norm = _squared_norm(contribution)
     if squared_norm <= squared_bound:
         return contribution
-    norm_rounded_up = math.isqrt(squared_norm - 1) + 1
-    shortened = (lengths * bound // norm_rounded_up).astype(np.int64)
-    if int(np.dot(shortened, shortened)) > squared_bound:
+    bound = math.isqrt(squared_bound)
+    norm_of_all = math.isqrt(squared_norm - 1) + 1  # rounded up
+    clipped = np.stack([_times_ratio(row, bound, norm_of_all) for row in contribution])
+    if _squared_norm(clipped) > squared_bound:
         raise BoundingError(
             "a person's contribution exceeded its bound after clipping; nothing was released, and this is a defect to "
             "report"
         )
-    return np.sign(contribution) * shortened.reshape(contribution.shape)
+    return clipped
+
+
+def _squared_norm(rows: npt.NDArray[np.int64]) -> int:
+    """Σv² over all rows, exact."""
+    squared_norm = 0
+    for row in rows:
+        wide = row if row.size * _largest(row) ** 2 <= LARGEST_INT64 else row.astype(object)
+        squared_norm += int(np.dot(wide, wide))
+    return squared_norm
+
+
+def _times_ratio(row: npt.NDArray[np.int64], numerator: int, denominator: int) -> npt.NDArray[np.int64]:
+    """v·numerator/denominator for each v of `row`, truncated towards zero; 0 < numerator <= denominator."""
+    wide = row if _largest(row) * numerator <= LARGEST_INT64 else row.astype(object)
+    return np.sign(row) * (np.abs(wide) * numerator // denominator).astype(np.int64)
+
+
+def _largest(row: npt.NDArray[np.int64]) -> int:
+    """max |v|, exact for -2^63 too."""
+    return max(int(row.max(initial=0)), -int(row.min(initial=0)))

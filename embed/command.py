@@ -12,13 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 
 import click
 from rich.text import Text
 
+from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.atomic_file import check_writable_target
-from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
@@ -42,13 +42,34 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 
 
 class InterruptedEmbeddingError(DpmepfError):
-    """Ctrl-C before anything was written."""
+    """Ctrl-C."""
 
     exit_code = 130
 
 
 class ChargedWithoutReleaseError(DpmepfError):
     """A failure after the release was charged to the register."""
+
+
+@dataclasses.dataclass
+class _Stage:
+    """How far a release has come, for what is said if it goes no further."""
+
+    output: Path
+    register: Register | None
+    charged: bool = False
+    artifact: Artifact | None = None
+    """Once its noise is drawn."""
+
+    def charge(self) -> None:
+        self.charged = True
+
+    def released(self) -> bool:
+        """Whether the output holds this very release: a signal can come when the file is complete already."""
+        try:
+            return self.artifact is not None and read_artifact(self.output).ledger == self.artifact.ledger
+        except DpmepfError:
+            return False
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -85,13 +106,14 @@ class ChargedWithoutReleaseError(DpmepfError):
     "unit_list",
     type=click.Path(path_type=Path),
     metavar="FILE.csv",
-    help="Protect persons, not images: a table of two columns, image (its path below --data, or its number) and "
-    "person.",
+    help="Protect persons, not images: a table with the columns image (its path below --data, or its number) and "
+    "person. Nobody may have two names, and no two the same.",
 )
 @click.option(
     "--unit-from-folder",
     is_flag=True,
-    help="Protect persons, not images: each image lies in a folder named for its person, inside its class folder.",
+    help="Protect persons, not images: each image lies in a folder named for its person, inside its class folder "
+    "(class/person/image). Needs --classes. Nobody may have two names, and no two the same.",
 )
 @click.option(
     "--resolution",
@@ -274,8 +296,8 @@ def main(
     elif unit_from_folder:
         persons = persons_from_folders(source)
     keep_freed_memory()
-    charged = Event()
-    with _stopping_plainly(), _saying_what_was_charged(charged, settings):
+    stage = _Stage(output, settings.register)
+    with _stopping_plainly(stage):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
         feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
@@ -285,14 +307,14 @@ def main(
             on_images,
             on_noise,
         ):
-            artifact = embed_images(
+            stage.artifact = artifact = embed_images(
                 source,
                 schema=schema,
                 feature_map=feature_map,
                 settings=settings,
                 persons=persons,
                 on_images=on_images,
-                on_charge=charged.set,
+                on_charge=stage.charge,
                 on_noise=on_noise,
             )
         write_artifact(output, artifact, force=force)
@@ -377,7 +399,7 @@ def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None)
 
 def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> None:
     check_writable_target(file, force=False)
-    with _stopping_plainly():
+    with _stopping_plainly(_Stage(file, None)):
         errors = find_unreadable(source, workers=workers)
     file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
     file.write_text("".join(f"{error.location}: {error.reason}\n" for error in errors), encoding="utf-8")
@@ -385,26 +407,28 @@ def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> No
 
 
 @contextmanager
-def _stopping_plainly() -> Iterator[None]:
-    """Before anything is written: say so after Ctrl-C, and how to find an image that stopped the run."""
+def _stopping_plainly(stage: _Stage) -> Iterator[None]:
+    """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
     try:
         yield
     except KeyboardInterrupt:
+        if stage.released():
+            raise InterruptedEmbeddingError(
+                f"interrupted when {stage.output} was complete: the release was made, and counts"
+            ) from None
+        if stage.charged:
+            raise _charged_without_release("interrupted", stage) from None
         raise InterruptedEmbeddingError("interrupted: nothing was released and nothing was written") from None
     except UnreadableImageError as error:
         raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
-
-
-@contextmanager
-def _saying_what_was_charged(charged: Event, settings: EmbedSettings) -> Iterator[None]:
-    """After the charge, no failure may read as if nothing had been spent."""
-    try:
-        yield
-    except (DpmepfError, KeyboardInterrupt) as error:
-        if not charged.is_set() or settings.register is None:
+    except DpmepfError as error:
+        if not stage.charged or stage.released():
             raise
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        raise ChargedWithoutReleaseError(
-            f"{reason}; the release was charged to {settings.register.path} and stays charged, although nothing was "
-            "released"
-        ) from None
+        raise _charged_without_release(str(error), stage) from None
+
+
+def _charged_without_release(reason: str, stage: _Stage) -> ChargedWithoutReleaseError:
+    where = "the register" if stage.register is None else stage.register.path
+    return ChargedWithoutReleaseError(
+        f"{reason}; the release was charged to {where} and stays charged, although nothing was released"
+    )

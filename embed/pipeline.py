@@ -200,14 +200,24 @@ def sum_images(
 def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:
     """Refuse an encoder, device or batch size with which an image's features depend on its place or its company.
 
-    Public random images are embedded twice, the second time each one place on and one of them another: the features of
-    the rest have to be the same bits. A kernel that takes another order of additions at some place gives others.
+    Public random images, of medium brightness, are embedded four times: as they are; one place on, with another in
+    front; and with half of them made black, then white. The features of those that stay have to be the same bits. That
+    finds kernels that take another order of additions at some place, and means or extremes taken over a batch; an image
+    that is alone in its batch has no company.
     """
     size = schema.channels, schema.resolution, schema.resolution
     random = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (settings.batch_size + 1, *size), dtype=torch.uint8, generator=random)
-    one, other = (_features(feature_map, part, settings).view(torch.int32) for part in (images[1:], images[:-1]))
-    if not torch.equal(one[:-1], other[1:]):
+    images = torch.randint(64, 192, (settings.batch_size + 1, *size), dtype=torch.uint8, generator=random)
+    half = settings.batch_size // 2
+    black, white = images[1:].clone(), images[1:].clone()
+    black[half:], white[half:] = 0, 255
+    alone, moved, in_black, in_white = (
+        _features(feature_map, batch, settings).view(torch.int32) for batch in (images[1:], images[:-1], black, white)
+    )
+    same_elsewhere = torch.equal(alone[:-1], moved[1:])
+    if not (
+        same_elsewhere and torch.equal(alone[:half], in_black[:half]) and torch.equal(alone[:half], in_white[:half])
+    ):
         raise EmbeddingError(
             f"on {settings.device}, with {settings.batch_size} images at a time, this encoder gives an image other "
             "features at another place of the batch, or in other company, so that nothing was released: choose another "

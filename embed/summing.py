@@ -14,9 +14,13 @@ from dpmepf.shared.errors import DpmepfError
 
 SUM_BITS = 62  # sums stay within ±2^62, which leaves noise a bit of int64 to itself
 
+_UNUSABLE = (
+    "these sums have been released already, or adding to them was broken off; embed the data again for another release"
+)
+
 
 class SummingError(DpmepfError):
-    """Records that cannot be summed, or sums that have already been released."""
+    """Records that cannot be summed, or sums that have been released already or were left half-changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class ClassSums:
     Edge cases: no record at all leaves zeros; a batch of no records changes nothing. Of the person whose images are
         being added there is one vector for each class that the person is in: memory does not grow with the images.
     Raises: SummingError for labels outside 0..K-1, more than 2^(62-k) images, persons where none belong or none where
-        they do, a person's images that are not all in a row, or use after `take`.
+        they do, a person's images that are not all in a row, or use after `take` or after a change that was broken off.
     """
 
     def __init__(
@@ -56,18 +60,29 @@ class ClassSums:
             raise SummingError(f"the unit of privacy is {unit_of_privacy!a}; allowed are {' and '.join(UNITS)}")
         self.class_count = class_count
         self.dimension = dimension
-        self.non_negative = non_negative
-        self.unit_of_privacy = unit_of_privacy
+        self._non_negative = non_negative
+        self._unit_of_privacy = unit_of_privacy
         self.lattice_exponent = lattice_exponent(dimension)
         self.count_weight = count_weight_lattice(self.lattice_exponent)
         self.max_records = 1 << (SUM_BITS - self.lattice_exponent)
         self._records = 0
         self._totals: npt.NDArray[np.int64] | None = np.zeros((class_count, dimension + 1), dtype=np.int64)
+        # None after `take`, and while they change: what breaks a change off leaves sums that nobody can release
         self._person: int | None = None  # whose images are being added
         self._own: dict[int, npt.NDArray[np.int64]] = {}  # that person's own sums, by class
 
     def __repr__(self) -> str:
         return f"ClassSums(class_count={self.class_count}, dimension={self.dimension})"  # no private value in a log
+
+    @property
+    def non_negative(self) -> bool:
+        """Whether every record is held to coordinates >= 0."""
+        return self._non_negative
+
+    @property
+    def unit_of_privacy(self) -> str:
+        """Whose contribution is bounded."""
+        return self._unit_of_privacy
 
     def add(
         self,
@@ -80,27 +95,29 @@ class ClassSums:
         labels: B integers in 0..K-1. persons: whose image each is, as B integers that never fall, within a batch or
         from batch to batch; None where the unit of privacy is one image.
         """
-        totals = self._unreleased()
+        self._check_usable()
         labels = self._checked_labels(features, labels)
         owners = self._checked_persons(persons, count=len(labels))
-        self._reserve(len(labels))
         bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
+        self._reserve(len(labels))
+        totals = self._taken_out()
         for row, label, person in zip(bounded, labels.tolist(), owners, strict=True):
             if person is None:
                 target = totals[label]
             else:
                 if person != self._person:
-                    self._finish_person()
+                    self._finish_person(totals)
                     self._person = person
                 if label not in self._own:
                     self._own[label] = np.zeros(self.dimension + 1, dtype=np.int64)
                 target = self._own[label]
             target[:-1] += row
             target[-1] += self.count_weight
+        self._totals = totals
 
     def merge(self, other: ClassSums) -> None:
         """Add the sums of `other`, over other records of the same schema, and empty `other`."""
-        totals = self._unreleased()
+        self._check_usable()
         if ONE_PERSON in (self.unit_of_privacy, other.unit_of_privacy):
             raise SummingError("sums by person cannot be merged: one person could be in both and count twice")
         shape = (self.class_count, self.dimension, self.non_negative)
@@ -110,39 +127,45 @@ class ClassSums:
             raise SummingError("sums cannot be merged with themselves: every record would count twice")
         self._reserve(other._records)
         taken = other.take()
+        totals = self._taken_out()
         totals[:, :-1] += taken.features
         totals[:, -1] += taken.weighted_counts
+        self._totals = totals
 
     def take(self) -> ExactSums:
         """Hand the exact sums over, once; the accumulator is unusable afterwards."""
-        totals = self._unreleased()
-        self._finish_person()
-        self._totals = None
+        totals = self._taken_out()
+        self._finish_person(totals)
         self._records = 0
         return ExactSums(features=totals[:, :-1], weighted_counts=totals[:, -1])
 
-    def _finish_person(self) -> None:
+    def _finish_person(self, totals: npt.NDArray[np.int64]) -> None:
         """Clip what the current person adds, all classes together, and add it to the totals."""
-        if not self._own:
+        own, self._own = self._own, {}
+        if not own:
             return
-        totals = self._unreleased()
         squared_bound = record_norm_squared(self.lattice_exponent, self.count_weight)
-        clipped = clip_contribution(np.stack(list(self._own.values())), squared_bound=squared_bound)
-        for label, row in zip(self._own, clipped, strict=True):
+        clipped = clip_contribution(np.stack(list(own.values())), squared_bound=squared_bound)
+        for label, row in zip(own, clipped, strict=True):
             totals[label] += row
-        self._own = {}
 
-    def _unreleased(self) -> npt.NDArray[np.int64]:
+    def _check_usable(self) -> None:
         if self._totals is None:
-            raise SummingError("these sums have been released already; embed the data again for another release")
-        return self._totals
+            raise SummingError(_UNUSABLE)
+
+    def _taken_out(self) -> npt.NDArray[np.int64]:
+        """The totals, for a change: until they are put back nobody else has them."""
+        totals, self._totals = self._totals, None
+        if totals is None:
+            raise SummingError(_UNUSABLE)
+        return totals
 
     def _checked_labels(
         self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.int64]:
         if features.ndim != 2 or features.shape[1] != self.dimension:
             raise SummingError(f"features must be a matrix with {self.dimension} columns, the dimension of the sums")
-        if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
             raise SummingError("labels must be integers, one for each record")
         if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.class_count):
             raise SummingError(f"a label is outside 0 to {self.class_count - 1}, the declared classes")
@@ -154,7 +177,7 @@ class ClassSums:
             if persons is not None:
                 raise SummingError("persons were given, but the unit of privacy is one image")
             return [None] * count
-        if persons is None or persons.shape != (count,) or not np.issubdtype(persons.dtype, np.integer):
+        if persons is None or persons.shape != (count,) or persons.dtype.kind not in "iu":
             raise SummingError("persons must be integers, one for each image, where the unit of privacy is one person")
         numbers: list[int] = persons.tolist()
         before = numbers[:1] if self._person is None else [self._person]

@@ -144,6 +144,8 @@ def _zip_names(path: Path) -> list[str]:
         raise UnreadableDataError(f"{path} is encrypted: unpack it and pass the folder")
     if any("\\" in member.filename for member in members):
         raise UnreadableDataError(f"{path} separates folders by backslashes: unpack it and pass the folder")
+    if any({"", ".", ".."} & set(member.filename.removesuffix("/").split("/")) for member in members):
+        raise UnreadableDataError(f"{path} has names like /a, a//b or ../a: unpack it and pass the folder")
     return list(dict.fromkeys(member.filename for member in members))  # of a name that is there twice, the last counts
 
 

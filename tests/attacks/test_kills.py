@@ -78,6 +78,19 @@ def test_the_artifact_is_complete_or_not_there_and_nothing_else_is(ending: str, 
     assert not output.exists() or audit_artifact(output).valid
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_after_ctrl_c_the_custodian_is_told_what_was_released_and_charged(
+    stage: str, ended: Callable[[str], Run]
+) -> None:
+    said = ended(f"Ctrl-C {stage}").text("stderr")
+    assert ("the release was made" in said) == (stage in NAMED)
+    assert ("stays charged, although nothing was released" in said) == (stage in CHARGED and stage not in NAMED)
+    assert ("nothing was released and nothing was written" in said) == (
+        stage not in CHARGED and stage != "before the data are opened"
+    )
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_release_is_charged_exactly_if_its_noise_could_have_been_drawn(
     ending: str, ended: Callable[[str], Run]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 BOUNDING = "unit/test_bounding.py"
 SUMMING = "unit/test_summing.py"
 NEIGHBOURS = "property/test_neighbouring_datasets.py"
+PERSONS = "property/test_neighbouring_persons.py"
 NOISE = "unit/test_noise.py"
 SAMPLER = "statistical/test_noise_statistics.py"
 RELEASE = "unit/test_release.py"
@@ -60,8 +61,8 @@ MUTANTS = [
     _mutant(
         "the norm is rounded down before dividing by it",
         "embed/bounding.py",
-        "norm_rounded_up = math.isqrt(squared_norm - 1) + 1",
-        "norm_rounded_up = math.isqrt(squared_norm)",
+        "norm_rounded_up = math.isqrt(squared_norm - 1) + 1\n    shortened = (np.abs(lattice) <<",
+        "norm_rounded_up = math.isqrt(squared_norm)\n    shortened = (np.abs(lattice) <<",
         f"{BOUNDING}::test_long_rows_of_two_dimensions_are_shortened_too",
     ),
     _mutant(
@@ -104,15 +105,15 @@ MUTANTS = [
     _mutant(
         "a record is counted twice",
         "embed/summing.py",
-        "+= np.bincount(labels, minlength=self.class_count)",
-        "+= 2 * np.bincount(labels, minlength=self.class_count)",
+        "target[-1] += self.count_weight",
+        "target[-1] += 2 * self.count_weight",
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
     ),
     _mutant(
         "sums can be released again",
         "embed/summing.py",
-        "self._sums = None\n        self._records = 0",
-        "self._records = 0",
+        "self._finish_person(totals)\n        self._records = 0",
+        "self._finish_person(totals)\n        self._totals = totals\n        self._records = 0",
         f"{SUMMING}::test_sums_are_handed_over_once",
         f"{RELEASE}::test_the_same_sums_are_released_once",
     ),
@@ -120,7 +121,7 @@ MUTANTS = [
         "merged sums stay in both accumulators",
         "embed/summing.py",
         "taken = other.take()",
-        "taken = other._unreleased()",
+        "taken = ExactSums(features=other._totals[:, :-1], weighted_counts=other._totals[:, -1])",
         f"{SUMMING}::test_merging_empties_the_other_so_that_no_record_is_released_twice",
     ),
     _mutant(
@@ -143,6 +144,77 @@ MUTANTS = [
         'dimension={self.dimension})"  # no private',
         'dimension={self.dimension}, records={self._records})"  # no private',
         f"{SUMMING}::test_the_accumulator_shows_no_private_value_when_printed",
+    ),
+    _mutant(
+        "a change that was broken off leaves sums that can be released",
+        "embed/summing.py",
+        "totals, self._totals = self._totals, None",
+        "totals = self._totals",
+        f"{SUMMING}::test_sums_that_a_change_left_half_done_are_not_released",
+    ),
+    # Persons
+    _mutant(
+        "a person's images are clipped to the truncated norm",
+        "embed/bounding.py",
+        "norm_of_all = math.isqrt(squared_norm - 1) + 1",
+        "norm_of_all = math.isqrt(squared_norm)",
+        f"{PERSONS}::test_clipping_keeps_the_direction_and_what_is_within_the_bound",
+    ),
+    _mutant(
+        "a person's squared norm wraps around in int64",
+        "embed/bounding.py",
+        "wide = row if row.size * _largest(row) ** 2 <= LARGEST_INT64 else row.astype(object)",
+        "wide = row",
+        f"{PERSONS}::test_integers_that_leave_int64_when_squared_are_clipped_exactly",
+    ),
+    _mutant(
+        "the final check of a person's contribution is gone",
+        "embed/bounding.py",
+        "if _squared_norm(clipped) > squared_bound:",
+        "if False:",
+        f"{PERSONS}::test_the_final_check_refuses_a_result_that_is_too_long",
+    ),
+    _mutant(
+        "a person's images are not clipped",
+        "embed/summing.py",
+        "clipped = clip_contribution(np.stack(list(own.values())), squared_bound=squared_bound)",
+        "clipped = np.stack(list(own.values()))",
+        f"{PERSONS}::test_removing_or_replacing_a_person_with_many_images_keeps_to_it",
+    ),
+    _mutant(
+        "the last person is forgotten: whether they are there decides about the one before",
+        "embed/summing.py",
+        "        self._finish_person(totals)\n        self._records = 0",
+        "        self._records = 0",
+        f"{PERSONS}::test_the_bound_is_reached_so_that_no_noise_is_wasted",
+    ),
+    _mutant(
+        "a person who comes again is clipped apart, and counts twice",
+        "embed/summing.py",
+        "if any(later < earlier for",
+        "if any(False for",
+        f"{SUMMING}::test_a_person_who_comes_again_is_refused_within_a_batch_and_after_it",
+    ),
+    _mutant(
+        "sums by person are merged, although a person could be in both",
+        "embed/summing.py",
+        "if ONE_PERSON in (self.unit_of_privacy, other.unit_of_privacy):",
+        "if False:",
+        f"{SUMMING}::test_sums_by_person_are_not_merged_since_a_person_could_be_in_both",
+    ),
+    _mutant(
+        "the ledger says one person where images were summed",
+        "embed/release.py",
+        "unit_of_privacy=sums.unit_of_privacy,",
+        'unit_of_privacy="one person",',
+        f"{RELEASE}::test_the_ledger_names_the_unit_that_the_sums_were_bounded_for",
+    ),
+    _mutant(
+        "a release for persons is charged to a budget for images",
+        "artifacts/register.py",
+        "    if ledger.unit_of_privacy != account.budget.unit_of_privacy:\n        raise RegisterBudgetError",
+        "    if False:\n        raise RegisterBudgetError",
+        "unit/test_embed_command.py::test_a_budget_for_images_takes_no_release_for_persons_nor_the_other_way_round",
     ),
     # The release
     _mutant(
@@ -500,7 +572,7 @@ MUTANTS = [
         "artifacts/hdf5_inspection.py",
         "    if end != size:",
         "    if end > size:",
-        f"{HOSTILE}::test_hidden_bytes_before_or_after_the_hdf5_content_are_refused",
+        HOSTILE,
     ),
     _mutant(
         "attributes are read over",
@@ -519,7 +591,7 @@ MUTANTS = [
     _mutant(
         "a row may store more than its values",
         "artifacts/hdf5_inspection.py",
-        "    if stored > declared + (declared >> 8) + 64 * rows:",
+        "    if stored > largest_stored_size(rows, columns):",
         "    if False:",
         HOSTILE,
     ),

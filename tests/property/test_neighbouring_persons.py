@@ -4,6 +4,7 @@ sensitivity, exactly, whatever they are and however many. The check is also show
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -114,14 +115,33 @@ def test_clipping_keeps_the_direction_and_what_is_within_the_bound() -> None:
     assert clip_contribution(within, squared_bound=25) is within
     assert clip_contribution(10 * within, squared_bound=25).tolist() == [[3, -4], [0, 0]]
     assert clip_contribution(10 * within, squared_bound=24).tolist() == [[2, -3], [0, 0]]
+    assert clip_contribution(np.array([[2, 2]]), squared_bound=7).tolist() == [[1, 1]]  # norms 2.8 and 2.6
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_integers_that_leave_int64_when_squared_are_clipped_exactly(size: int) -> None:
-    long = np.full(size, 2**62 - 1)
-    clipped = clip_contribution(long, squared_bound=2**52 + 1).tolist()
-    assert 0 < sum(value * value for value in clipped) <= 2**52 + 1
-    assert len(set(clipped)) == 1
+    for value in (2**62 - 1, -(2**63)):
+        long = np.full((2, size), value)
+        clipped = clip_contribution(long, squared_bound=2**52 + 1).ravel().tolist()
+        assert 0 < sum(value * value for value in clipped) <= 2**52 + 1
+        assert len(set(clipped)) == 1
+        assert (clipped[0] > 0) == (value > 0)
+
+
+@pytest.mark.parametrize("contribution", [np.zeros(3, np.int64), np.zeros((1, 3), np.int32), np.zeros((1, 3))])
+def test_only_a_matrix_of_int64_is_clipped(contribution: np.ndarray) -> None:
+    with pytest.raises(BoundingError, match="matrix of int64"):
+        clip_contribution(contribution, squared_bound=25)
+
+
+def test_clipping_a_person_of_many_classes_and_images_takes_little_more_memory_than_their_sums() -> None:
+    """Python's integers take ten times the room of int64: they are used for one class at a time."""
+    contribution = np.full((60, 20_000), 2**40)
+    tracemalloc.start()
+    clip_contribution(contribution, squared_bound=2**52)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * contribution.nbytes
 
 
 # Planted bugs: each replaces a step of the summing by person, and the check above must notice.
@@ -140,7 +160,7 @@ def clips_in_float(contribution: np.ndarray, *, squared_bound: int) -> np.ndarra
 
 
 def clips_each_class(contribution: np.ndarray, *, squared_bound: int) -> np.ndarray:
-    return np.stack([clip_contribution(row, squared_bound=squared_bound) for row in contribution])
+    return np.concatenate([clip_contribution(row[None], squared_bound=squared_bound) for row in contribution])
 
 
 def leaves_the_counts(contribution: np.ndarray, *, squared_bound: int) -> np.ndarray:
@@ -166,7 +186,8 @@ def test_the_check_catches_clipping_at_every_batch(monkeypatch: pytest.MonkeyPat
 
     def add(sums: ClassSums, *arguments: np.ndarray) -> None:
         real(sums, *arguments)
-        sums._finish_person()
+        assert sums._totals is not None
+        sums._finish_person(sums._totals)
 
     monkeypatch.setattr(ClassSums, "add", add)
     assert largest_excess(100) > 0
@@ -176,4 +197,4 @@ def test_the_final_check_refuses_a_result_that_is_too_long(monkeypatch: pytest.M
     real = math.isqrt
     monkeypatch.setattr(math, "isqrt", lambda value: real(value) + 2)
     with pytest.raises(BoundingError, match="defect"):
-        clip_contribution(np.array([10**6]), squared_bound=25)
+        clip_contribution(np.array([[10**6]]), squared_bound=25)

@@ -339,7 +339,7 @@ def test_folders_or_a_list_of_persons_make_a_release_for_persons(tmp_path: Path)
     names = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
     table = tmp_path / "persons.csv"
     table.write_text("image,person\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names))
-    for options in (("--unit-from-folder",), ("--unit", table)):
+    for options in (("--unit-from-folder", "--classes", "healthy,ill"), ("--unit", table)):
         result = run("--data", data, *options, "--output", output, "--force", "--json")
         assert result.exit_code == 0, result.stderr
         assert json.loads(result.stdout)["unit_of_privacy"] == "one person"
@@ -375,7 +375,17 @@ def test_a_dry_run_counts_persons_where_they_are_the_unit() -> None:
 
 def test_a_budget_for_images_takes_no_release_for_persons_nor_the_other_way_round(tmp_path: Path) -> None:
     data = folders_of_persons(tmp_path / "data")
-    common = ("--data", data, "--dataset", "clinic", "--output", tmp_path / "a.h5", "--force")
+    common = (
+        "--data",
+        data,
+        "--classes",
+        "healthy,ill",
+        "--dataset",
+        "clinic",
+        "--output",
+        tmp_path / "a.h5",
+        "--force",
+    )
     for unit, other in (((), ("--unit-from-folder",)), (("--unit-from-folder",), ())):
         register = ("--register", tmp_path / f"{len(unit)}.sqlite")
         assert run(*common, *register, "--budget-eps", 9, *unit).exit_code == 0

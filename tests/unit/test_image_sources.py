@@ -364,3 +364,11 @@ def test_a_zip_with_backslashes_is_refused_rather_than_read_as_unlabelled(tmp_pa
     path = write_zip(tmp_path / "a.zip", {"cat\\a.png": png(), "dog\\b.png": png()})
     with pytest.raises(UnreadableDataError, match="backslashes"):
         open_images(path)
+
+
+@pytest.mark.parametrize("name", ["cat//a.png", "/cat/a.png", "./cat/a.png", "cat/../a.png", "cat//"])
+def test_a_zip_with_empty_or_relative_parts_in_its_names_is_refused(tmp_path, name):
+    """Such a part would be taken for a class's or a person's folder."""
+    path = write_zip(tmp_path / "a.zip", {"dog/b.png": png(), name: png()})
+    with pytest.raises(UnreadableDataError, match="unpack it"):
+        open_images(path)

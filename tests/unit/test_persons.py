@@ -41,13 +41,14 @@ def listed(source: ImageSource, tmp_path: Path, text: str, encoding: str = "utf-
 @pytest.mark.parametrize(
     "text",
     [
-        "cat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\n",
         "image,person\ncat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\n",
         "ward;Person;Image\n1;ann;cat/1.png\n1;bob;cat/2.png\n2;ann;dog/1.png\n",
         "image\tperson\r\n./cat/1.png\t ann \r\ncat\\2.png\tbob\r\n\r\ndog//1.png\tann",
-        '\ufeff"cat/1.png","ann"\n"cat/2.png","bob"\n"dog/1.png","ann"\n',
-        "cat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\ndog/not-there.png,cid\ncat/1.png,ann\n",
-        "cat/1.png,Zoe\u0308\ncat/2.png,bob\ndog/1.png,Zo\u00eb\n",
+        '\ufeff"image","person"\n"cat/1.png","ann"\n"cat/2.png","bob"\n"dog/1.png","ann"\n',
+        "image,person\ncat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\ndog/not-there.png,cid\ncat/1.png,ann\n",
+        "image,person\ncat/1.png,Zoe\u0308\ncat/2.png,bob\ndog/1.png,Zo\u00eb\n",
+        'image,"the ward, then; the bed",person\ncat/1.png,1,ann\ncat/2.png,1,bob\ndog/1.png,2,ann\n',
+        "image;person\ncat/1.png;Ann, senior\ncat/2.png;Ann, junior\ndog/1.png;Ann, senior\n",
     ],
 )
 def test_a_list_names_the_person_of_each_image(source: ImageSource, tmp_path: Path, text: str) -> None:
@@ -57,13 +58,17 @@ def test_a_list_names_the_person_of_each_image(source: ImageSource, tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("cat/1.png,ann\ncat/2.png,bob\n", "does not name the person of every image"),
-        ("", "does not name the person of every image"),
-        ("cat/1.png,ann\ncat/2.png,\ndog/1.png,ann\n", "without an image or without a person"),
-        ("cat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\ncat/1.png,bob\n", "one image to two persons"),
-        ("cat/1.png,ann\ncat/2.png\ndog/1.png,ann\n", "not of 2 columns"),
+        ("image,person\ncat/1.png,ann\ncat/2.png,bob\n", "does not name the person of every image"),
+        ("image,person\n", "does not name the person of every image"),
+        ("", "names its columns"),
+        ("cat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\n", "names its columns"),
+        ("image,person,person\n", "names its columns"),
+        ("image,person\ncat/1.png,ann\ncat/2.png,\ndog/1.png,ann\n", "without an image or without a person"),
+        ("image,person\ncat/1.png,ann\n ,bob\ndog/1.png,ann\n", "without an image or without a person"),
+        ("image,person\ncat/1.png,ann\ncat/2.png,bob\ndog/1.png,ann\ncat/1.png,bob\n", "one image to two persons"),
+        ("image,person\ncat/1.png,ann\ncat/2.png\ndog/1.png,ann\n", "not of 2 columns"),
         ("image,person,ward\ncat/1.png,ann\n", "not of 3 columns"),
-        ('cat/1.png,"ann\n', "cannot be read as a table"),
+        ('image,person\ncat/1.png,"ann\n', "cannot be read as a table"),
     ],
 )
 def test_a_list_that_leaves_a_person_open_is_refused_without_quoting_it(
@@ -76,15 +81,25 @@ def test_a_list_that_leaves_a_person_open_is_refused_without_quoting_it(
 
 def test_a_list_that_is_no_text_or_not_there_is_refused(source: ImageSource, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        listed(source, tmp_path, "cat/1.png,änn", encoding="utf-16")
+        listed(source, tmp_path, "image,person\ncat/1.png,änn", encoding="utf-16")
     with pytest.raises(UsageError, match="cannot be read"):
         persons_from_list(source, tmp_path / "missing.csv")
 
 
 def test_images_of_an_array_are_called_by_their_numbers(tmp_path: Path) -> None:
     source = open_npz(tmp_path / "data.npz", np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int64))
-    assert listed(source, tmp_path, "0,ann\n1,bob\n2,ann\n") == [0, 1, 0]
-    assert listed(source.rearranged(np.array([1, 0, 2])), tmp_path, "0,ann\n1,bob\n2,ann\n") == [0, 1, 1]
+    text = "image,person\n0,ann\n1,bob\n2,ann\n"
+    assert listed(source, tmp_path, text) == [0, 1, 0]
+    assert listed(source.rearranged(np.array([1, 0, 2])), tmp_path, text) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("other", ["cat\\1.png", "cat/1.png ", " cat/1.png"])
+def test_images_whose_names_a_list_could_confuse_are_refused(tmp_path: Path, other: str) -> None:
+    """Either line of the list would stand for both images, and one of them count for the wrong person."""
+    source = open_images(write_images(tmp_path / "data", ("cat/1.png", "cat/2.png")))
+    source.names = ("cat/1.png", other)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="rename one"):
+        listed(source, tmp_path, "image,person\ncat/1.png,ann\n")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -96,23 +111,29 @@ def test_folders_below_the_class_folders_name_persons_across_classes(tmp_path: P
             for name in names:
                 archive.write(data / name, name)
         data = tmp_path / "data.zip"
-    source = open_images(data)
-    assert source.classes == ("cat", "dog")
+    source = open_images(data, classes=("cat", "dog"))
     assert persons_from_folders(source).tolist() == [0, 1, 0]
 
 
-def test_a_single_class_has_to_be_declared_before_its_folders_are_persons(tmp_path: Path) -> None:
-    """Undeclared, the class folder is a wrapper: the persons would be public class names."""
-    data = write_images(tmp_path / "data", ("scans/ann/1.png", "scans/bob/1.png"))
-    with pytest.raises(UsageError, match="declared with --classes"):
+def test_classes_have_to_be_declared_before_folders_below_them_are_persons(tmp_path: Path) -> None:
+    """Undeclared, a single class folder is a wrapper: persons would be public classes, and their folders persons."""
+    names = ("scans/ann/monday/1.png", "scans/ann/tuesday/2.png", "scans/bob/monday/1.png")
+    data = write_images(tmp_path / "data", names)
+    assert open_images(data).classes == ("ann", "bob")
+    with pytest.raises(UsageError, match="needs --classes"):
         persons_from_folders(open_images(data))
-    assert persons_from_folders(open_images(data, classes=("scans",))).tolist() == [0, 1]
+    assert persons_from_folders(open_images(data, classes=("scans",))).tolist() == [0, 0, 1]
 
 
-def test_images_in_no_folder_of_a_person_are_refused(tmp_path: Path, source: ImageSource) -> None:
+@pytest.mark.parametrize("name", ["cat/1.png", "cat/ /1.png"])
+def test_images_in_no_folder_of_a_person_are_refused(tmp_path: Path, name: str) -> None:
+    source = open_images(write_images(tmp_path / "data", ("cat/ann/1.png", name)), classes=("cat",))
     with pytest.raises(UsageError, match="class/person/image"):
         persons_from_folders(source)
-    flat = open_images(write_images(tmp_path / "flat", ("1.png", "2.png")))
+
+
+def test_images_in_no_class_folders_are_refused(tmp_path: Path) -> None:
+    flat = open_images(write_images(tmp_path / "flat", ("1.png", "2.png")), classes=("scans",))
     with pytest.raises(UsageError, match="class/person/image"):
         persons_from_folders(flat)
     array = open_npz(tmp_path / "data.npz", np.zeros((3, 32, 32, 3), np.uint8), np.zeros(3, np.int64))

@@ -95,7 +95,7 @@ def test_the_builtin_encoders_sums_are_bit_identical_for_any_order_and_any_worke
 def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
     feature_map = StandInFeatures(spoil=lambda features: torch.ones_like(features))
     sums = summed(source, feature_map)
-    assert feature_map.batches == [8, 8, *[8, 8, 8]]  # the first two are random images, to check independence
+    assert feature_map.batches == [*[8] * 4, *[8, 8, 8]]  # the first four are random images, to check independence
     assert sums.weighted_counts.sum() / WEIGHT == len(source) == 21
 
 
@@ -225,7 +225,7 @@ def place_in_the_batch(features: Tensor) -> Tensor:
 
 
 def last_row_by_another_order(features: Tensor) -> Tensor:
-    features[-1:] = nn.functional.normalize(features[-1:] * 3, dim=1)
+    features[-1:] = nn.functional.normalize(features[-1:] * 0.3, dim=1)
     return features
 
 
@@ -234,11 +234,21 @@ def company(features: Tensor) -> Tensor:
     return features + 1e-3 * features.mean(dim=0)
 
 
-@pytest.mark.parametrize("spoil", [place_in_the_batch, last_row_by_another_order, company])
+def smallest_of_the_batch(features: Tensor) -> Tensor:
+    """As a scale taken over the batch; another image seldom changes it."""
+    return features - features.min()
+
+
+@pytest.mark.parametrize("spoil", [place_in_the_batch, last_row_by_another_order, company, smallest_of_the_batch])
 def test_an_encoder_whose_features_depend_on_place_or_company_is_refused_before_an_image_is_read(
     source: ImageSource, spoil: Callable[[Tensor], Tensor]
 ) -> None:
     feature_map = StandInFeatures(spoil)
     with pytest.raises(EmbeddingError, match="another place of the batch"):
         summed(source, feature_map)
-    assert feature_map.batches == [8, 8]
+    assert feature_map.batches == [8] * 4
+
+
+def test_an_image_that_is_alone_in_its_batch_has_no_company(source: ImageSource) -> None:
+    expected = summed(source, StandInFeatures())
+    assert np.array_equal(summed(source, StandInFeatures(company), batch_size=1).features > 0, expected.features > 0)

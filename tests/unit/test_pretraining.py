@@ -23,7 +23,7 @@ from dpmepf.shared.pretraining import (
 )
 from dpmepf.shared.pretraining_command import main, read_weights
 
-SETTINGS = PretrainingSettings(epochs=2, resolutions=(8, 16), batch_size=8)
+SETTINGS = PretrainingSettings(epochs=3, resolutions=(8, 16), batch_size=8, learning_rate=0.02)  # batches of 128: 0.15
 
 
 def two_colours(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -331,6 +331,30 @@ def test_a_special_name_of_sqlite_is_a_file_like_any_other(
         Register(Path(name)).charge(example_ledger(epsilon=2.0), budget=budget())
 
 
+def test_a_register_of_the_first_version_is_for_images_and_becomes_one_of_this_version_when_written_to(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def entry(dataset: str, chosen: Budget) -> dict[str, object]:
+        return {name: value for name, value in written(dataset, chosen).items() if name != "unit_of_privacy"}
+
+    written = register_module._budget_entry
+    with monkeypatch.context() as first:
+        first.setattr(register_module, "VERSION", 1)
+        first.setattr(register_module, "_budget_entry", entry)
+        register.charge(example_ledger(epsilon=0.5), budget=budget())
+    assert register.path.read_bytes()[63] == 1
+    assert register.read().accounts["clinic"].budget.unit_of_privacy == "one image"
+    register.charge(example_ledger(epsilon=0.5))
+    assert register.path.read_bytes()[63] == 2
+    assert len(register.read().accounts["clinic"].releases) == 2
+
+
+def test_releases_for_persons_and_for_images_are_never_added_up(register: Register) -> None:
+    register.charge(example_ledger(epsilon=0.5), budget=budget())
+    with pytest.raises(RegisterError, match="do not add up"):
+        register.read().accounts["clinic"].mechanisms(example_ledger(unit_of_privacy="one person"))
+
+
 @pytest.mark.parametrize("kind", ["text", "empty", "other database", "folder", "pipe", "later version", "wal", "cut"])
 def test_what_is_no_register_is_refused_and_left_alone(kind: str, three_entries: Register, tmp_path: Path) -> None:
     path = tmp_path / "file"
@@ -348,7 +372,7 @@ def test_what_is_no_register_is_refused_and_left_alone(kind: str, three_entries:
             connection.close()
         case _:
             if kind == "later version":
-                content[63] = 2
+                content[63] = 3
             elif kind == "wal":
                 content[18:20] = b"\2\2"
             path.write_bytes({"empty": b"", "cut": bytes(content[:5000])}.get(kind, bytes(content)))

@@ -1,9 +1,12 @@
 """`ClassSums`: exact, order-free, bounded by itself, handed over once."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from dpmepf.artifacts.sensitivity import lattice_exponent
+from dpmepf.embed import summing
 from dpmepf.embed.bounding import bound_records
 from dpmepf.embed.summing import ClassSums, SummingError
 
@@ -140,6 +143,49 @@ def test_the_accumulator_shows_no_private_value_when_printed() -> None:
 def test_an_empty_shape_is_refused(classes: int, dimension: int) -> None:
     with pytest.raises(SummingError, match="at least one class"):
         ClassSums(class_count=classes, dimension=dimension, non_negative=False)
+
+
+@pytest.mark.parametrize(
+    ("unit", "step"),
+    [("one image", "bound_records"), ("one person", "bound_records"), ("one person", "clip_contribution")],
+)
+def test_sums_that_a_change_left_half_done_are_not_released(
+    unit: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Added again, the images that were in already would count twice."""
+
+    def rows_until_ctrl_c(features: np.ndarray, **parameters: object) -> Iterator[np.ndarray]:
+        yield from bound_records(features, **parameters)[:4]  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    def ctrl_c(*_: object, **__: object) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    sums = ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=False, unit_of_privacy=unit)
+    arguments = (*records(6), np.array([0, 0, 1, 1, 1, 2]) if unit == "one person" else None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(summing, step, rows_until_ctrl_c if step == "bound_records" else ctrl_c)
+        sums.add(*arguments)
+    for use in (lambda: sums.add(*arguments), sums.take):
+        with pytest.raises(SummingError, match="broken off"):
+            use()
+
+
+def test_what_is_refused_leaves_the_sums_as_they_were() -> None:
+    features, labels = records(6)
+    sums, expected = new_sums(), new_sums()
+    for each in (sums, expected):
+        each.add(features, labels)
+    for wrong in (labels + CLASSES, labels[:3], labels * 0.5):
+        with pytest.raises(SummingError):
+            sums.add(features, wrong)
+    assert np.array_equal(sums.take().features, expected.take().features)
+
+
+def test_what_is_promised_of_the_records_cannot_be_changed_afterwards() -> None:
+    for name in ("non_negative", "unit_of_privacy"):
+        with pytest.raises(AttributeError):
+            setattr(new_sums(), name, True)
 
 
 # Sums by person
