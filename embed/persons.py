@@ -1,8 +1,9 @@
 """Whose image each image is, where the guarantee is for a person: from a list, or from the folders images lie in.
 
-The guarantee rests on the answer, both ways. One person under two names moves the sums by two persons' bound. Two persons
-under one name are clipped together, so that one of them moves the sums by up to twice the bound. Names of persons are
-compared without spaces around them and in Unicode's normal form C, and are forgotten here: what goes on are numbers.
+The guarantee rests on the answer, both ways. One person under two names moves the sums by two persons' bound. Two
+persons under one name are clipped together, so that one of them moves the sums by up to twice the bound. Names of
+persons are compared without spaces around them and in Unicode's normal form C, and are forgotten here: what goes on are
+numbers.
 """
 
 from __future__ import annotations
