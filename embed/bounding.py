@@ -149,7 +149,7 @@ def _squared_norm(rows: npt.NDArray[np.int64]) -> int:
 
 def _times_ratio(row: npt.NDArray[np.int64], numerator: int, denominator: int) -> npt.NDArray[np.int64]:
     """v·numerator/denominator for each v of `row`, truncated towards zero; 0 < numerator <= denominator."""
-    wide = row if _largest(row) * numerator <= LARGEST_INT64 else row.astype(object)
+    wide = row if max(_largest(row) * numerator, denominator) <= LARGEST_INT64 else row.astype(object)
     return np.sign(row) * (np.abs(wide) * numerator // denominator).astype(np.int64)
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
-from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger
 from dpmepf.artifacts.register import Budget, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
@@ -47,8 +47,8 @@ class InterruptedEmbeddingError(DpmepfError):
     exit_code = 130
 
 
-class ChargedWithoutReleaseError(DpmepfError):
-    """A failure after the release was charged to the register."""
+class StoppedReleaseError(DpmepfError):
+    """A failure after the release was, perhaps, charged to the register or written."""
 
 
 @dataclasses.dataclass
@@ -56,13 +56,27 @@ class _Stage:
     """How far a release has come, for what is said if it goes no further."""
 
     output: Path
-    register: Register | None
-    charged: bool = False
+    register: Register | None = None
+    ledger: Ledger | None = None
+    """Once it is about to be charged."""
     artifact: Artifact | None = None
     """Once its noise is drawn."""
 
-    def charge(self) -> None:
-        self.charged = True
+    def charge(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def charged(self) -> str:
+        """A clause on the charge, "" if there is none: a signal can come between the book's entry and our next line."""
+        if self.ledger is None or self.register is None or not self.register.path.exists():
+            return ""
+        try:
+            accounts = self.register.read().accounts.values()
+        except DpmepfError:
+            return f"the release may have been charged to {self.register.path}"
+        entered = {release.ledger.release_id for account in accounts for release in account.releases}
+        if self.ledger.release_id not in entered:
+            return ""
+        return f"the release was charged to {self.register.path} and stays charged"
 
     def released(self) -> bool:
         """Whether the output holds this very release: a signal can come when the file is complete already."""
@@ -318,12 +332,12 @@ def main(
                 on_noise=on_noise,
             )
         write_artifact(output, artifact, force=force)
-    if signing_key is not None:
-        sign_file(output, signing_key, force=force)
-    if settings.register is None:
-        warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
-    else:
-        show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
+        if signing_key is not None:
+            sign_file(output, signing_key, force=force)
+        if settings.register is None:
+            warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
+        else:
+            show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
     if skip_unreadable:  # the same words whether there were any: that is private
         warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
     show_release(artifact, output, as_json)
@@ -379,8 +393,9 @@ def _check_usage(output: Path, register: Register | None, *, force: bool, dry_ru
         raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")
     if dry_run:
         return
-    if register is not None and output.resolve() == register.path.resolve():
-        raise UsageError(f"--output and --register are the same file, {output}: name two")
+    written = {output.resolve(), signature_file(output).resolve()}
+    if register is not None and register.path.resolve() in written:
+        raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
     check_writable_target(output, force=force)
     try:
         with tempfile.TemporaryFile(dir=output.parent):
@@ -399,7 +414,7 @@ def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None)
 
 def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> None:
     check_writable_target(file, force=False)
-    with _stopping_plainly(_Stage(file, None)):
+    with _stopping_plainly(_Stage(file)):
         errors = find_unreadable(source, workers=workers)
     file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
     file.write_text("".join(f"{error.location}: {error.reason}\n" for error in errors), encoding="utf-8")
@@ -412,23 +427,23 @@ def _stopping_plainly(stage: _Stage) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if stage.released():
-            raise InterruptedEmbeddingError(
-                f"interrupted when {stage.output} was complete: the release was made, and counts"
-            ) from None
-        if stage.charged:
-            raise _charged_without_release("interrupted", stage) from None
-        raise InterruptedEmbeddingError("interrupted: nothing was released and nothing was written") from None
+        raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
     except UnreadableImageError as error:
         raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
     except DpmepfError as error:
-        if not stage.charged or stage.released():
+        if stage.artifact is None and not stage.charged():
             raise
-        raise _charged_without_release(str(error), stage) from None
+        raise _stopped(str(error), stage, StoppedReleaseError) from None
+    except Exception:
+        if stage.artifact is not None or stage.charged():
+            warn(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
+        raise
 
 
-def _charged_without_release(reason: str, stage: _Stage) -> ChargedWithoutReleaseError:
-    where = "the register" if stage.register is None else stage.register.path
-    return ChargedWithoutReleaseError(
-        f"{reason}; the release was charged to {where} and stays charged, although nothing was released"
-    )
+def _stopped(reason: str, stage: _Stage, error: type[DpmepfError]) -> DpmepfError:
+    if stage.released():
+        return error(f"{reason}; {stage.output} is complete: the release was made, and counts")
+    if stage.artifact is None and not stage.charged():
+        return error(f"{reason}: nothing was released and nothing was written")
+    found = f"{stage.output} does not hold the release"
+    return error(f"{reason}; {stage.charged()}, although {found}" if stage.charged() else f"{reason}; {found}")

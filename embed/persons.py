@@ -34,9 +34,10 @@ def persons_from_list(source: ImageSource, file: Path) -> npt.NDArray[np.int64]:
             `image` and `person`, in any order and among others. Images that are not in the data are passed over: the
             list may be for more.
     Returns: int64 [N].
-    Raises: UsageError if the file cannot be read, an image has no person, or two, or two images the same name but for
-        what `_image_name` passes over.
+    Raises: UsageError if the file cannot be read, an image has no person, or two, two images the same name but for
+        what `_image_name` passes over, or image files no declared classes.
     """
+    _require_declared_classes(source)
     names = [_image_name(source.name(index)) for index in range(len(source))]
     if len(set(names)) < len(names):
         raise UsageError(
@@ -61,19 +62,14 @@ def persons_from_list(source: ImageSource, file: Path) -> npt.NDArray[np.int64]:
 def persons_from_folders(source: ImageSource) -> npt.NDArray[np.int64]:
     """Number the person of each image of `source` by the folder below its class folder: class/person/image.
 
-    A folder of the same name in another class is the same person; folders below it do not matter. Class names have to
-    be declared: undeclared, a class folder that is the only one is taken for a wrapper, its persons for classes, whose
-    names are public, and their folders for persons.
+    A folder of the same name in another class is the same person; folders below it do not matter.
 
     Returns: int64 [N].
     Raises: UsageError if an image lies in no such folder, or the classes are not declared.
     """
     if not isinstance(source, EncodedImageSource):
         raise UsageError(f"--unit-from-folder needs images in folders, and this is a {source.kind}: use --unit FILE")
-    if not source.classes_declared:
-        raise UsageError(
-            "--unit-from-folder needs --classes: only declared class names tell class folders from persons' folders"
-        )
+    _require_declared_classes(source)
     inside = [source.name(index)[len(source.entered) :].split("/") for index in range(len(source))]
     if any(len(parts) < 3 or not _person_name(parts[1]) for parts in inside):
         raise UsageError(
@@ -81,6 +77,17 @@ def persons_from_folders(source: ImageSource) -> npt.NDArray[np.int64]:
             "(class/person/image)"
         )
     return _numbered(_person_name(parts[1]) for parts in inside)
+
+
+def _require_declared_classes(source: ImageSource) -> None:
+    """Undeclared, a single class folder is taken for a wrapper and what is in it for classes, whose names are public.
+
+    One person's images could decide that, and folders named for persons would be classes.
+    """
+    if isinstance(source, EncodedImageSource) and not source.classes_declared:
+        raise UsageError(
+            "to protect persons, images in folders need --classes: only declared names tell class folders from others"
+        )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, str]]:

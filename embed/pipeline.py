@@ -101,7 +101,7 @@ def embed_images(
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
     on_images: Callable[[int], None] | None = None,
-    on_charge: Callable[[], None] | None = None,
+    on_charge: Callable[[Ledger], None] | None = None,
     on_noise: Callable[[int], None] | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> Artifact:
@@ -113,7 +113,7 @@ def embed_images(
         persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
         on_images: called with the number of images just embedded. A running total of them is private: it may be shown
             to the custodian while it runs, and must not be stored.
-        on_charge: called when the release is charged to the register: from there on it stays charged.
+        on_charge: called with the ledger right before the release is charged to the register.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
     Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
@@ -123,9 +123,9 @@ def embed_images(
 
     def charge(ledger: Ledger) -> None:
         if settings.register is not None:
-            settings.register.charge(ledger, budget=settings.budget)
             if on_charge is not None:
-                on_charge()
+                on_charge(ledger)
+            settings.register.charge(ledger, budget=settings.budget)
 
     sums = sum_images(
         source,
@@ -200,24 +200,26 @@ def sum_images(
 def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:
     """Refuse an encoder, device or batch size with which an image's features depend on its place or its company.
 
-    Public random images, of medium brightness, are embedded four times: as they are; one place on, with another in
-    front; and with half of them made black, then white. The features of those that stay have to be the same bits. That
-    finds kernels that take another order of additions at some place, and means or extremes taken over a batch; an image
+    Public random images, of medium brightness, are embedded five times: as they are; one place on, with another in
+    front; with every second one black or white in turn; with the others black or white; and as they were. The features
+    of an image that stays have to be the same bits. That finds kernels that take another order of additions at some
+    place, means or extremes taken over a batch or a part of it, and what a batch leaves behind for the next. An image
     that is alone in its batch has no company.
     """
     size = schema.channels, schema.resolution, schema.resolution
     random = torch.Generator().manual_seed(0)
     images = torch.randint(64, 192, (settings.batch_size + 1, *size), dtype=torch.uint8, generator=random)
-    half = settings.batch_size // 2
-    black, white = images[1:].clone(), images[1:].clone()
-    black[half:], white[half:] = 0, 255
-    alone, moved, in_black, in_white = (
-        _features(feature_map, batch, settings).view(torch.int32) for batch in (images[1:], images[:-1], black, white)
-    )
-    same_elsewhere = torch.equal(alone[:-1], moved[1:])
-    if not (
-        same_elsewhere and torch.equal(alone[:half], in_black[:half]) and torch.equal(alone[:half], in_white[:half])
-    ):
+
+    def features(batch: Tensor) -> Tensor:
+        return _features(feature_map, batch, settings).view(torch.int32)
+
+    expected, moved = features(images[1:]), features(images[:-1])
+    same = torch.equal(moved[1:], expected[:-1])
+    for first in (0, 1):
+        company = images[1:].clone()
+        company[first::4], company[first + 2 :: 4] = 0, 255
+        same = same and torch.equal(features(company)[1 - first :: 2], expected[1 - first :: 2])
+    if not (same and torch.equal(features(images[1:]), expected)):
         raise EmbeddingError(
             f"on {settings.device}, with {settings.batch_size} images at a time, this encoder gives an image other "
             "features at another place of the batch, or in other company, so that nothing was released: choose another "

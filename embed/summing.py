@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,6 @@ from dpmepf.embed.bounding import bound_records, clip_contribution
 from dpmepf.shared.errors import DpmepfError
 
 SUM_BITS = 62  # sums stay within ±2^62, which leaves noise a bit of int64 to itself
-
-_UNUSABLE = (
-    "these sums have been released already, or adding to them was broken off; embed the data again for another release"
-)
 
 
 class SummingError(DpmepfError):
@@ -74,6 +71,9 @@ class ClassSums:
     def __repr__(self) -> str:
         return f"ClassSums(class_count={self.class_count}, dimension={self.dimension})"  # no private value in a log
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise SummingError("sums cannot be copied or stored: the same records would be released twice")
+
     @property
     def non_negative(self) -> bool:
         """Whether every record is held to coordinates >= 0."""
@@ -95,12 +95,15 @@ class ClassSums:
         labels: B integers in 0..K-1. persons: whose image each is, as B integers that never fall, within a batch or
         from batch to batch; None where the unit of privacy is one image.
         """
-        self._check_usable()
-        labels = self._checked_labels(features, labels)
-        owners = self._checked_persons(persons, count=len(labels))
-        bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
-        self._reserve(len(labels))
         totals = self._taken_out()
+        try:
+            labels = self._checked_labels(features, labels)
+            owners = self._checked_persons(persons, count=len(labels))
+            bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
+            self._reserve(len(labels))
+        except DpmepfError:  # nothing has changed
+            self._totals = totals
+            raise
         for row, label, person in zip(bounded, labels.tolist(), owners, strict=True):
             if person is None:
                 target = totals[label]
@@ -117,7 +120,6 @@ class ClassSums:
 
     def merge(self, other: ClassSums) -> None:
         """Add the sums of `other`, over other records of the same schema, and empty `other`."""
-        self._check_usable()
         if ONE_PERSON in (self.unit_of_privacy, other.unit_of_privacy):
             raise SummingError("sums by person cannot be merged: one person could be in both and count twice")
         shape = (self.class_count, self.dimension, self.non_negative)
@@ -125,9 +127,13 @@ class ClassSums:
             raise SummingError("sums of different classes, dimensions or feature maps cannot be merged")
         if other is self:
             raise SummingError("sums cannot be merged with themselves: every record would count twice")
-        self._reserve(other._records)
-        taken = other.take()
         totals = self._taken_out()
+        try:
+            self._reserve(other._records)
+            taken = other.take()
+        except DpmepfError:
+            self._totals = totals
+            raise
         totals[:, :-1] += taken.features
         totals[:, -1] += taken.weighted_counts
         self._totals = totals
@@ -149,15 +155,14 @@ class ClassSums:
         for label, row in zip(own, clipped, strict=True):
             totals[label] += row
 
-    def _check_usable(self) -> None:
-        if self._totals is None:
-            raise SummingError(_UNUSABLE)
-
     def _taken_out(self) -> npt.NDArray[np.int64]:
         """The totals, for a change: until they are put back nobody else has them."""
         totals, self._totals = self._totals, None
         if totals is None:
-            raise SummingError(_UNUSABLE)
+            raise SummingError(
+                "these sums have been released already, or adding to them was broken off; embed the data again for "
+                "another release"
+            )
         return totals
 
     def _checked_labels(

@@ -113,4 +113,6 @@ def _labels_of(images: Path) -> Path:
     for name in (stem, f"{stem}.gz"):
         if (images.parent / name).is_file():
             return images.parent / name
-    raise UnreadableDataError(f"{images} has no labels beside it: expected {stem} or {stem}.gz")
+    raise UnreadableDataError(
+        f"{images.parent} holds IDX images without their labels: put the labels file beside them, named alike"
+    )

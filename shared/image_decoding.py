@@ -52,6 +52,7 @@ def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
 
     Raises:
         DecodingError: the file is damaged, of another format, or too large.
+        MemoryError: there is too little memory, which says nothing of the image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about metadata; a private file is not to be talked about
@@ -60,7 +61,7 @@ def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
             if at_least > 0:
                 image.draft(None, (at_least, at_least))
             image.load()
-        except DecodingError:
+        except (DecodingError, MemoryError):
             raise
         except Exception:  # on damaged input decoders raise nearly every type: SyntaxError, struct.error, …
             raise DecodingError(NOT_AN_IMAGE) from None
@@ -78,7 +79,7 @@ def read_header(data: bytes) -> ImageHeader:
         try:
             image = _open(data)
             return ImageHeader(shorter_side=min(image.size), grey=_is_grey(image))
-        except DecodingError:
+        except (DecodingError, MemoryError):
             raise
         except Exception:
             raise DecodingError(NOT_AN_IMAGE) from None

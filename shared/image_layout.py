@@ -86,10 +86,10 @@ def read_layout(
 
     Raises:
         DataNotFoundError: no image and no folder.
-        AmbiguousLayoutError: images beside folders.
+        AmbiguousLayoutError: images beside folders, or two folders for one split (train and training).
         SplitError: the asked split is absent.
     """
-    images = sorted(name for name in files if posixpath.splitext(name)[1].lower() in EXTENSIONS and _is_visible(name))
+    images = sorted(name for name in files if is_image(name))
     inner_folders = {name for name in folders if _is_visible(name)}
     for name in images:  # a zip need not list its folders
         while (name := name.rpartition("/")[0]) and name not in inner_folders:
@@ -104,6 +104,10 @@ def read_layout(
             break
         splits = {canonical_split(top): top for top in tops}
         if len(tops) > 1 and None not in splits and found_split is None:
+            if len(splits) < len(tops):
+                raise AmbiguousLayoutError(
+                    f"the data hold two folders for one split ({', '.join(tops)}): put their images into one"
+                )
             found_split = choose_split({str(key): top for key, top in splits.items()}, wanted, default_split)
             entered = splits[found_split]
         elif len(tops) == 1 and _is_wrapper(prefix + tops[0] + "/", images, inner_folders):
@@ -140,6 +144,11 @@ def read_layout(
     return Layout(
         files=tuple(images), entered=prefix, class_folders=tuple(tops), folder_numbers=numbers, split=found_split
     )
+
+
+def is_image(name: str) -> bool:
+    """Whether the file of this slash-separated name is a record (rule 1)."""
+    return posixpath.splitext(name)[1].lower() in EXTENSIONS and _is_visible(name)
 
 
 def _is_visible(name: str) -> bool:

@@ -72,9 +72,7 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
     unreadable: list[tuple[int, str]] = []
     for index in range(start, stop):
         try:
-            # Twice the resolution is kept where a JPEG decodes smaller, so that the resampling still averages.
-            image = source.read(index, at_least=2 * resolution)
-            images[len(indices)] = prepare_image(image, resolution=resolution, channels=channels)
+            images[len(indices)] = _prepared(source, index, resolution=resolution, channels=channels)
         except DecodingError as error:
             unreadable.append((index, str(error)))
         except MemoryError:
@@ -86,6 +84,13 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
     return PreparedRange(
         images=images[: len(indices)], indices=np.array(indices, np.int64), unreadable=tuple(unreadable)
     )
+
+
+def _prepared(source: ImageSource, index: int, *, resolution: int, channels: int) -> NDArray[np.uint8]:
+    """One image; as read it is gone afterwards, so that a large one takes no memory from the next."""
+    # Twice the resolution is kept where a JPEG decodes smaller, so that the resampling still averages.
+    image = source.read(index, at_least=2 * resolution)
+    return prepare_image(image, resolution=resolution, channels=channels)
 
 
 @_quietly

@@ -105,8 +105,9 @@ class FolderFiles:
         path = self.root / name
         if not path.is_file():  # a pipe or device would block for ever
             raise DecodingError(NO_ACCESS)
-        with path.open("rb") as file:
-            return file.read(LARGEST_FILE + 1)
+        if path.stat().st_size > LARGEST_FILE:
+            raise DecodingError(TOO_LARGE)
+        return path.read_bytes()
 
 
 class ZipMembers:
@@ -160,7 +161,7 @@ class EncodedImageSource(ImageSource):
     def _bytes(self, index: int) -> bytes:
         try:
             return self.members.read(self.names[index])
-        except DecodingError:
+        except (DecodingError, MemoryError):
             raise
         except OSError:
             raise DecodingError(NO_ACCESS) from None

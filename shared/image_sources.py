@@ -6,9 +6,10 @@
 | flat folder or zip of images | none | "unlabelled" |
 | folder with IDX files, plain or gzipped | the labels file | 0 to 9 under the names of MNIST, else to be declared |
 | `.npz` with x and y | y | its array `classes`, else to be declared |
-| output folder of dpmepf-synth | as its `images/` or `gen.npz` | likewise |
+| output folder of dpmepf-synth, if public | as its `images/` or `gen.npz` | likewise |
 
-Class names come from the form of the data, never from which labels occur (the labels of private data are private). For
+One private record must not decide how the others are read, so two forms at once are refused. Class names come from the
+form of the data, never from which labels occur (the labels of private data are private). For
 public data alone, an `.npz` without class names is taken to have as many as its largest label asks for.
 """
 
@@ -33,7 +34,7 @@ from dpmepf.shared.image_errors import (
     SplitError,
     UnreadableDataError,
 )
-from dpmepf.shared.image_layout import Layout, choose_split, read_layout
+from dpmepf.shared.image_layout import Layout, choose_split, is_image, read_layout
 from dpmepf.shared.image_source_types import (
     ArrayImageSource,
     EncodedImageSource,
@@ -78,15 +79,17 @@ def open_images(
         UnreadableDataError, LabelError: damaged data, exit status 1.
     """
     declared = None if classes is None else check_class_names(list(classes))
-    if path.is_dir():
+    if path.is_dir() and public:
         synthetic = _inside_synthetic(path)
         if synthetic is not None:
             path = synthetic
     if path.is_dir():
+        files, folders = _scan_folder(path)
         pairs = find_idx_pairs(path)
         if pairs:
+            if any(is_image(name) for name in files):
+                raise AmbiguousLayoutError(f"{path} holds IDX files beside images: keep one of the two there")
             return _open_idx(pairs, declared, split, default_split, public)
-        files, folders = _scan_folder(path)
         layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
         return _open_files(FolderFiles(path), "folder", layout, declared, public)
     if not path.is_file():
@@ -96,7 +99,10 @@ def open_images(
             raise UnreadableDataError(f"{path} is truncated or damaged: fetch or pack it again")
         raise DataNotFoundError(f"{path} is of no accepted form: {_FORMS}")
     names = _zip_names(path)
-    if path.suffix.lower() == ".npz" or (names and all(name.endswith(".npy") for name in names)):
+    arrays = any(name.endswith(".npy") for name in names)
+    if arrays and any(is_image(name) for name in names):
+        raise AmbiguousLayoutError(f"{path} holds arrays beside images: keep one of the two in it")
+    if path.suffix.lower() == ".npz" or arrays:
         return _open_npz(path, declared, split, default_split, public)
     folders = [name.rstrip("/") for name in names if name.endswith("/")]
     files = [name for name in names if not name.endswith("/")]
@@ -146,7 +152,10 @@ def _zip_names(path: Path) -> list[str]:
         raise UnreadableDataError(f"{path} separates folders by backslashes: unpack it and pass the folder")
     if any({"", ".", ".."} & set(member.filename.removesuffix("/").split("/")) for member in members):
         raise UnreadableDataError(f"{path} has names like /a, a//b or ../a: unpack it and pass the folder")
-    return list(dict.fromkeys(member.filename for member in members))  # of a name that is there twice, the last counts
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise UnreadableDataError(f"{path} holds a name twice: unpack it and pass the folder")
+    return names
 
 
 def _open_files(

@@ -112,6 +112,12 @@ def while_the_artifact_is_written(plant: Action) -> None:
     before(hdf5_file, "write_atomically", plant)
 
 
+def once(action: Action) -> Action:
+    """`action` the first time only."""
+    actions = [action]
+    return lambda: actions.pop()() if actions else None
+
+
 def raising(error: BaseException) -> Action:
     def action() -> None:
         raise error
@@ -133,6 +139,7 @@ def stages(action: Action) -> dict[str, Action]:
         "after the sums": lambda: after(ClassSums, "take", action),
         "between check and charge": lambda: before(register.Register, "charge", action),
         "in the middle of the charge": lambda: after(register, "_append", action),
+        "between entry and return of the charge": lambda: before(register.Register, "read", once(action)),
         "after the charge": lambda: after(register.Register, "charge", action),
         "while the noise is drawn": lambda: after(noise, "_noisy_chunk", action),
         "between noise and writing": lambda: after(release_module, "add_discrete_gaussian_noise", action),
@@ -155,7 +162,7 @@ def failures() -> dict[str, Action]:
 
     seen: list[Any] = []
 
-    def defective(self: object, features: Any, labels: Any) -> None:
+    def defective(self: object, features: Any, *_: Any) -> None:
         raise RuntimeError(f"unexpected {seen[0].location(0)} among {len(seen[0])}: {features.sum()}")
 
     def defect_while_summing() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.register import SQLITE_MAGIC
 from dpmepf.artifacts.sensitivity import count_weight_lattice
 
 WINDOW = 8  # neighbouring sums that have to agree: noise hides each but with probability 1/40
@@ -85,8 +88,16 @@ def leaks(secrets: Secrets, folder: Path) -> set[str]:
 
 
 def _pieces(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The bytes of a file as they are and, of an artifact, its numbers and what lies between them; whether noisy."""
+    """The bytes of a file as they are and, of an artifact, its numbers and what lies between them; whether noisy.
+
+    Of a register, the entries: between them are offsets of SQLite's, which look like counts.
+    """
     content = path.read_bytes()
+    if content.startswith(SQLITE_MAGIC):
+        yield content, True
+        with contextlib.closing(sqlite3.connect(path)) as register:
+            yield "\n".join(text for (text,) in register.execute("SELECT content FROM entries")).encode(), False
+        return
     if not content.startswith(b"\x89HDF"):
         yield content, False
         return

@@ -182,8 +182,8 @@ def folder_of_text(path: Path) -> Path:
         (lambda root: text_file(root / "a.npz"), UnreadableDataError),
         (lambda root: zip_of(root / "a.zip", {}), DataNotFoundError),
         (lambda root: cut(zip_of(root / "a.zip", {f"{SECRET}.png": image_bytes()}), keep=0.5), UnreadableDataError),
-        (lambda root: zip_of(root / "a.zip", {f"../{SECRET}/a.png": image_bytes()}), DataNotFoundError),
-        (lambda root: zip_of(root / "a.zip", {f"/{SECRET}/a.png": image_bytes()}), DataNotFoundError),
+        (lambda root: zip_of(root / "a.zip", {f"../{SECRET}/a.png": image_bytes()}), UnreadableDataError),
+        (lambda root: zip_of(root / "a.zip", {f"/{SECRET}/a.png": image_bytes()}), UnreadableDataError),
         (lambda root: zip_of(root / "a.zip", {f"{SECRET} /a.png": image_bytes(), "b/a.png": b""}), ClassesError),
     ],
 )

@@ -128,6 +128,10 @@ def test_integers_that_leave_int64_when_squared_are_clipped_exactly(size: int) -
         assert (clipped[0] > 0) == (value > 0)
 
 
+def test_a_norm_beyond_int64_divides_small_integers_too() -> None:
+    assert clip_contribution(np.array([[1], [-(2**63)]]), squared_bound=25).tolist() == [[0], [-4]]
+
+
 @pytest.mark.parametrize("contribution", [np.zeros(3, np.int64), np.zeros((1, 3), np.int32), np.zeros((1, 3))])
 def test_only_a_matrix_of_int64_is_clipped(contribution: np.ndarray) -> None:
     with pytest.raises(BoundingError, match="matrix of int64"):

@@ -6,6 +6,7 @@ import gzip
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ def test_the_output_folder_of_synth_is_read_without_its_preview(tmp_path, inner)
         {"preview.png": png(), "curve.png": png(), "run.json": b"{}", "generator.safetensors": b"", "report.html": b""},
     )
     with pytest.raises(DataNotFoundError, match="generator"):
-        open_images(root)
+        open_images(root, public=True)
     if inner == "images":
         write_tree(root, {"images/cat/000000.png": png(), "images/dog/000000.png": png()})
     else:
@@ -293,7 +294,7 @@ def test_the_output_folder_of_synth_is_read_without_its_preview(tmp_path, inner)
 def test_synth_output_with_both_forms_is_ambiguous(tmp_path):
     root = write_tree(tmp_path, {"run.json": b"{}", "images/a/0.png": png(), "gen.npz": b""})
     with pytest.raises(AmbiguousLayoutError, match="two data sets"):
-        open_images(root)
+        open_images(root, public=True)
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "idx", "npz"])
@@ -358,6 +359,45 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(UnreadableDataError, match="encrypted"):
         open_images(path)
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_two_folders_for_one_split_are_refused(tmp_path, public):
+    """One image in a folder `training` must not make the whole of `train` disappear."""
+    folder = write_tree(tmp_path / "data", {"train/cat/a.png": png(), "training/cat/b.png": png()})
+    with pytest.raises(AmbiguousLayoutError, match="two folders for one split"):
+        open_images(folder, classes=("cat",), public=public)
+
+
+def test_a_zip_that_holds_a_name_twice_is_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("cat/a.png", png())
+        archive.writestr("cat/a.png", png())
+    with pytest.raises(UnreadableDataError, match="a name twice"):
+        open_images(path)
+
+
+def test_images_beside_arrays_are_refused(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"x.npy": b"", "cat/a.png": png()})
+    with pytest.raises(AmbiguousLayoutError, match="beside images"):
+        open_images(path)
+
+
+def test_images_beside_idx_files_are_refused(tmp_path):
+    folder = write_tree(tmp_path / "data", {"cat/a.png": png()})
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(AmbiguousLayoutError, match="IDX files beside images"):
+        open_images(folder)
+
+
+def test_a_synthetic_folder_is_entered_only_for_public_data(tmp_path):
+    """One person's folder `images` must not become the data set because a run.json lies beside it."""
+    folder = write_tree(tmp_path / "data", {"images/p/a.png": png(), "cat/p/b.png": png(), "run.json": b"{}"})
+    assert len(open_images(folder, classes=("cat", "images"))) == 2
+    assert len(open_images(folder, public=True)) == 1
 
 
 def test_a_zip_with_backslashes_is_refused_rather_than_read_as_unlabelled(tmp_path):

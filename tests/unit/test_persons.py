@@ -29,7 +29,7 @@ def write_images(root: Path, names: tuple[str, ...] = NAMES) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path) -> ImageSource:
-    return open_images(write_images(tmp_path / "data"))
+    return open_images(write_images(tmp_path / "data"), classes=("cat", "dog"))
 
 
 def listed(source: ImageSource, tmp_path: Path, text: str, encoding: str = "utf-8") -> list[int]:
@@ -96,7 +96,7 @@ def test_images_of_an_array_are_called_by_their_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", ["cat\\1.png", "cat/1.png ", " cat/1.png"])
 def test_images_whose_names_a_list_could_confuse_are_refused(tmp_path: Path, other: str) -> None:
     """Either line of the list would stand for both images, and one of them count for the wrong person."""
-    source = open_images(write_images(tmp_path / "data", ("cat/1.png", "cat/2.png")))
+    source = open_images(write_images(tmp_path / "data", ("cat/1.png", "cat/2.png")), classes=("cat",))
     source.names = ("cat/1.png", other)  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="rename one"):
         listed(source, tmp_path, "image,person\ncat/1.png,ann\n")
@@ -120,8 +120,10 @@ def test_classes_have_to_be_declared_before_folders_below_them_are_persons(tmp_p
     names = ("scans/ann/monday/1.png", "scans/ann/tuesday/2.png", "scans/bob/monday/1.png")
     data = write_images(tmp_path / "data", names)
     assert open_images(data).classes == ("ann", "bob")
-    with pytest.raises(UsageError, match="needs --classes"):
+    with pytest.raises(UsageError, match="need --classes"):
         persons_from_folders(open_images(data))
+    with pytest.raises(UsageError, match="need --classes"):
+        listed(open_images(data), tmp_path, "image,person\n" + "".join(f"{name},ann\n" for name in names))
     assert persons_from_folders(open_images(data, classes=("scans",))).tolist() == [0, 0, 1]
 
 

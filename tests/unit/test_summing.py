@@ -1,6 +1,8 @@
 """`ClassSums`: exact, order-free, bounded by itself, handed over once."""
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -169,6 +171,27 @@ def test_sums_that_a_change_left_half_done_are_not_released(
     for use in (lambda: sums.add(*arguments), sums.take):
         with pytest.raises(SummingError, match="broken off"):
             use()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_sums_are_not_copied_since_the_copy_could_be_released_too(copied: Callable[[ClassSums], object]) -> None:
+    with pytest.raises(SummingError, match="cannot be copied"):
+        copied(new_sums())
+
+
+def test_records_that_come_while_others_are_being_added_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler, say: the person whose images it brings could come again afterwards."""
+    sums = by_person()
+    features, labels = records(1)
+
+    def add_another_meanwhile(features: np.ndarray, **parameters: object) -> np.ndarray:
+        with pytest.raises(SummingError, match="broken off"):
+            sums.add(features, labels, np.array([7]))
+        return bound_records(features, **parameters)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(summing, "bound_records", add_another_meanwhile)
+    sums.add(features, labels, np.array([6]))
+    assert sums.take().weighted_counts.sum() == sums.count_weight
 
 
 def test_what_is_refused_leaves_the_sums_as_they_were() -> None:
