@@ -1,4 +1,7 @@
-"""The same release as other people's accountants see it. Nothing here is trusted: the claim rests on accounting.py."""
+"""The same release as other people's accountants see it. Nothing here is trusted: the claim rests on accounting.py.
+
+They are imported where they are used: Opacus brings PyTorch along, which takes seconds and 600 MiB.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opacus.accountants import PRVAccountant, RDPAccountant
-
 from dpmepf.artifacts import accounting
-from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import implied_sensitivity, recomputed_epsilon
+from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.errors import DpmepfError
 
@@ -35,16 +36,19 @@ class Estimate:
     """Why there is no epsilon, or what to know about it; may be empty."""
 
 
-def estimate_epsilons(artifact: Artifact, delta: float) -> tuple[Estimate, ...]:
+def estimate_epsilons(ledger: Ledger, delta: float, *, coordinates: int) -> tuple[Estimate, ...]:
     """ε at `delta` under both relations by every accountant at hand, the ledger's own relation first."""
-    relation = artifact.ledger.relation
-    return _under(relation, artifact, delta) + _under(relation.other, artifact, delta)
+    return tuple(
+        estimate
+        for relation in (ledger.relation, ledger.relation.other)
+        for estimate in _under(relation, ledger, delta, coordinates)
+    )
 
 
-def _under(relation: NeighbouringRelation, artifact: Artifact, delta: float) -> tuple[Estimate, ...]:
-    exact = _estimate(EXACT, relation, lambda: recomputed_epsilon(artifact, delta, relation))
+def _under(relation: NeighbouringRelation, ledger: Ledger, delta: float, coordinates: int) -> tuple[Estimate, ...]:
+    exact = _estimate(EXACT, relation, lambda: recomputed_epsilon(ledger, delta, relation, coordinates=coordinates))
     multiplier = accounting.noise_multiplier_lower_bound(
-        sensitivity=implied_sensitivity(artifact.ledger, relation), sigma=artifact.ledger.sigma
+        sensitivity=implied_sensitivity(ledger, relation), sigma=ledger.sigma
     )
     return (
         exact,
@@ -72,6 +76,8 @@ def _estimate(accountant: str, relation: NeighbouringRelation, compute: Callable
 
 
 def _opacus_rdp(multiplier: float, delta: float) -> float:
+    from opacus.accountants import RDPAccountant
+
     accountant = RDPAccountant()
     accountant.load_state_dict({"history": [(multiplier, 1.0, 1)], "mechanism": "rdp"})
     return float(accountant.get_epsilon(delta))
@@ -80,6 +86,8 @@ def _opacus_rdp(multiplier: float, delta: float) -> float:
 def _opacus_prv(multiplier: float, delta: float, exact: float | None) -> float:
     if exact is None or exact > _LARGEST_PRV_EPSILON:
         raise AccountantUnavailableError(f"its grid is too large for epsilon above {_LARGEST_PRV_EPSILON:g}")
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
     accountant.load_state_dict({"history": [(multiplier, 1.0, 1)], "mechanism": "prv"})
     epsilon = float(accountant.get_epsilon(delta, eps_error=_PRV_EPSILON_ERROR))

@@ -12,7 +12,7 @@ from dpmepf.artifacts.errors import ClassNamesError, OutOfRangeError, OversizeEr
 from dpmepf.artifacts.ledger import LARGEST_DIMENSION, Ledger
 from dpmepf.shared.class_names import check_class_names
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 LARGEST_SIZE = 2**25
 """K·D, the number of noisy feature sums: 256 MiB of int64, read in two to four seconds."""
@@ -61,6 +61,11 @@ class Artifact:
     def dimension(self) -> int:
         """D, the number of features."""
         return int(self.noisy_sums.shape[1])
+
+    @property
+    def coordinates(self) -> int:
+        """How many noisy integers it holds; the ledger says how many it should."""
+        return int(self.noisy_sums.size + self.noisy_counts.size)
 
     def feature_sums(self) -> npt.NDArray[np.float64]:
         """K x D noisy sums of the features of each class's records, in feature units."""

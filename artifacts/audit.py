@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dpmepf.artifacts import accounting
 from dpmepf.artifacts.accountants import EXACT, Estimate, estimate_epsilons
-from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import Check, check_claims, implied_sensitivity
 from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.signature import verify_file
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 _CURVE_POINTS = 40
 _CURVE_REACH = 4.0  # the curve ends at this multiple of the claimed epsilon
@@ -24,7 +25,11 @@ _CURVE_REACH = 4.0  # the curve ends at this multiple of the claimed epsilon
 class AuditReport:
     """What an artifact released, at which (ε, δ)."""
 
-    artifact: Artifact
+    ledger: Ledger
+    feature_map: FeatureMapDescription
+    classes: tuple[str, ...]
+    dimension: int
+    """D, the number of features in the file."""
     checks: tuple[Check, ...]
     delta: float
     """The δ at which epsilon is reported: the ledger's, unless another was asked for."""
@@ -42,17 +47,17 @@ class AuditReport:
     @property
     def epsilon(self) -> float | None:
         """ε at `delta` under the ledger's relation, recomputed and rounded up."""
-        relation = self.artifact.ledger.relation
-        return next(e.epsilon for e in self.estimates if (e.accountant, e.relation) == (EXACT, relation))
+        exact = (EXACT, self.ledger.relation)
+        return next(e.epsilon for e in self.estimates if (e.accountant, e.relation) == exact)
 
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity implied by the mechanism under the ledger's relation, in lattice units, rounded up."""
-        return implied_sensitivity(self.artifact.ledger, self.artifact.ledger.relation)
+        return implied_sensitivity(self.ledger, self.ledger.relation)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it; sigma and sensitivity are in lattice units."""
-        ledger = self.artifact.ledger
+        ledger = self.ledger
         return {
             "valid": self.valid,
             "epsilon": self.epsilon,
@@ -60,13 +65,13 @@ class AuditReport:
             "relation": ledger.relation.value,
             "sigma": ledger.sigma,
             "sensitivity": self.sensitivity,
-            "dimension": self.artifact.dimension,
-            "classes": list(self.artifact.classes),
-            "encoder": self.artifact.feature_map.encoder,
-            "encoder_sha256": self.artifact.feature_map.weights_sha256,
-            "features": self.artifact.feature_map.preset,
-            "resolution": self.artifact.feature_map.resolution,
-            "channels": self.artifact.feature_map.channels,
+            "dimension": self.dimension,
+            "classes": list(self.classes),
+            "encoder": self.feature_map.encoder,
+            "encoder_sha256": self.feature_map.weights_sha256,
+            "features": self.feature_map.preset,
+            "resolution": self.feature_map.resolution,
+            "channels": self.feature_map.channels,
             "unit_of_privacy": ledger.unit_of_privacy,
             "inferred_schema": list(ledger.inferred_schema),
             "dataset_name": ledger.dataset_name,
@@ -98,21 +103,27 @@ def audit_artifact(
     """
     artifact = read_artifact(path)
     signed_by = None if verify_key is None else verify_file(path, verify_key)
-    delta = artifact.ledger.delta if delta is None else delta
+    ledger, feature_map, classes = artifact.ledger, artifact.feature_map, artifact.classes
+    dimension, coordinates = artifact.dimension, artifact.coordinates
+    checks = check_claims(artifact)
+    del artifact  # up to 256 MiB, before Opacus takes 600
+    delta = ledger.delta if delta is None else delta
     if not 0 < delta < 1:
         raise accounting.PrivacyParameterError(f"delta is {delta}; it must lie strictly between 0 and 1")
     return AuditReport(
-        artifact=artifact,
-        checks=check_claims(artifact),
+        ledger=ledger,
+        feature_map=feature_map,
+        classes=classes,
+        dimension=dimension,
+        checks=checks,
         delta=delta,
-        estimates=estimate_epsilons(artifact, delta),
-        curve=_privacy_curve(artifact),
+        estimates=estimate_epsilons(ledger, delta, coordinates=coordinates),
+        curve=_privacy_curve(ledger, coordinates),
         signed_by=signed_by,
     )
 
 
-def _privacy_curve(artifact: Artifact) -> tuple[tuple[float, float], ...]:
-    ledger = artifact.ledger
+def _privacy_curve(ledger: Ledger, coordinates: int) -> tuple[tuple[float, float], ...]:
     epsilons = [ledger.epsilon * _CURVE_REACH * point / _CURVE_POINTS for point in range(_CURVE_POINTS + 1)]
     try:
         return tuple(
@@ -122,7 +133,7 @@ def _privacy_curve(artifact: Artifact) -> tuple[tuple[float, float], ...]:
                     epsilon,
                     sensitivity=implied_sensitivity(ledger, ledger.relation),
                     sigma=ledger.sigma,
-                    coordinates=artifact.noisy_sums.size + artifact.noisy_counts.size,
+                    coordinates=coordinates,
                 ),
             )
             for epsilon in epsilons

@@ -74,7 +74,8 @@ def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path 
         raise UsageError(f"{file} is no register, which --noted is for: leave it out")
     report = audit_artifact(file, delta=delta, verify_key=key)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), allow_nan=False, indent=2))
+        json.dump(report.to_dict(), sys.stdout, allow_nan=False, indent=2)  # piece by piece: names can be many
+        click.echo()
     else:
         _render(report, Console())
     sys.exit(0 if report.valid else 1)
@@ -96,9 +97,8 @@ def _render(report: AuditReport, console: Console) -> None:
 
 
 def _release_table(report: AuditReport) -> Table:
-    artifact, ledger = report.artifact, report.artifact.ledger
-    names = ", ".join(artifact.classes[:_CLASSES_SHOWN]) + (", …" if len(artifact.classes) > _CLASSES_SHOWN else "")
-    feature_map = artifact.feature_map
+    ledger, feature_map, classes = report.ledger, report.feature_map, report.classes
+    names = ", ".join(classes[:_CLASSES_SHOWN]) + (", …" if len(classes) > _CLASSES_SHOWN else "")
     inferred = ", ".join(ledger.inferred_schema)
     table = plain_table("Release", "", "")
     for name, value in (
@@ -109,10 +109,10 @@ def _release_table(report: AuditReport) -> Table:
         ("mechanism", f"{ledger.mechanism}, one release of {ledger.coordinates:,} integers"),
         ("sigma, sensitivity (lattice units)", f"{ledger.sigma:.8g}, {report.sensitivity:.8g}"),
         ("lattice step, stored step", f"2^-{ledger.lattice_exponent}, 2^{ledger.coarsening_exponent} lattice units"),
-        ("features", f"{artifact.dimension:,} ({feature_map.preset}) of {feature_map.encoder}"),
+        ("features", f"{report.dimension:,} ({feature_map.preset}) of {feature_map.encoder}"),
         ("encoder weights (SHA-256)", feature_map.weights_sha256),
         ("images", f"{feature_map.resolution} x {feature_map.resolution}, {feature_map.channels} channel(s)"),
-        ("classes", f"{len(artifact.classes)}: {names}"),
+        ("classes", f"{len(classes)}: {names}"),
         ("inferred, treated as public", inferred or "nothing: the schema was declared"),
         ("library versions", ", ".join(f"{name} {version}" for name, version in ledger.library_versions.items())),
     ):
@@ -137,7 +137,7 @@ def _epsilon_table(report: AuditReport) -> Table:
 
 
 def _curve_table(report: AuditReport) -> Table:
-    relation = report.artifact.ledger.relation.value
+    relation = report.ledger.relation.value
     table = plain_table(f"delta(epsilon), {relation}, lattice surcharge included", "epsilon", "delta")
     for epsilon, delta in report.curve[::_CURVE_STRIDE]:
         table.add_row(f"{epsilon:g}", rounded_up(delta))

@@ -32,11 +32,10 @@ def check_claims(artifact: Artifact) -> tuple[Check, ...]:
         PROOF.md, sections 1 and 3.
     """
     ledger = artifact.ledger
-    coordinates = artifact.noisy_sums.size + artifact.noisy_counts.size
     return (
         _equal("feature dimension", ledger.feature_dimension, artifact.dimension, "columns of the noisy sums"),
         _equal("class count", ledger.class_count, len(artifact.classes), "classes in the file"),
-        *check_ledger(ledger, coordinates=coordinates),
+        *check_ledger(ledger, coordinates=artifact.coordinates),
     )
 
 
@@ -71,13 +70,8 @@ def implied_sensitivity(ledger: Ledger, relation: NeighbouringRelation) -> float
     return sensitivity.sensitivity_upper_bound(implied_sensitivity_squared(ledger, relation))
 
 
-def recomputed_epsilon(artifact: Artifact, delta: float, relation: NeighbouringRelation) -> float:
-    """ε of the release at `delta` under `relation`, rounded up, from nothing but the mechanism's parameters."""
-    coordinates = artifact.noisy_sums.size + artifact.noisy_counts.size
-    return _epsilon(artifact.ledger, delta, relation, coordinates)
-
-
-def _epsilon(ledger: Ledger, delta: float, relation: NeighbouringRelation, coordinates: int) -> float:
+def recomputed_epsilon(ledger: Ledger, delta: float, relation: NeighbouringRelation, *, coordinates: int) -> float:
+    """ε at `delta` under `relation`, rounded up, of `coordinates` noisy integers, from the mechanism's parameters."""
     return accounting.discrete_gaussian_epsilon(
         delta, sensitivity=implied_sensitivity(ledger, relation), sigma=ledger.sigma, coordinates=coordinates
     )
@@ -114,7 +108,7 @@ def _lattice_check(ledger: Ledger) -> Check:
 
 def _epsilon_check(ledger: Ledger, coordinates: int) -> Check:
     try:
-        epsilon = _epsilon(ledger, ledger.delta, ledger.relation, coordinates)
+        epsilon = recomputed_epsilon(ledger, ledger.delta, ledger.relation, coordinates=coordinates)
     except DpmepfError as error:
         return Check(name="epsilon", holds=False, detail=f"it cannot be recomputed: {error}")
     holds = epsilon <= ledger.epsilon

@@ -45,7 +45,7 @@ from dpmepf.artifacts.errors import (
 )
 from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.strict_json import parse_json
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 _COMPRESSION_LEVEL = 6
 

@@ -33,10 +33,11 @@ from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_feature_map
+from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
-from dpmepf.shared.schema import SUPPORTED_RESOLUTIONS, ImageSchema, infer_schema
+from dpmepf.shared.schema import ImageSchema, infer_schema
 
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
 

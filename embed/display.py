@@ -24,7 +24,7 @@ from dpmepf.artifacts.ledger import ONE_PERSON, Ledger
 from dpmepf.artifacts.register import Account
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
 

@@ -17,7 +17,7 @@ from dpmepf.artifacts.ledger import UNNAMED, Ledger, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.noise import add_discrete_gaussian_noise
 from dpmepf.embed.summing import ClassSums, ExactSums, SummingError
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 
 def release(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from dpmepf.shared.class_names import check_class_names
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_ranges import summarise_headers
 from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
 from dpmepf.shared.image_workers import map_ranges, usable_cores
 
-SUPPORTED_RESOLUTIONS = (28, 32, 64, 128)
 SUPPORTED_CHANNELS = (1, 3)
 _FIELDS = ("classes", "resolution", "channels")
 _RANGE = 512  # headers read by a worker at a time

@@ -40,7 +40,7 @@ _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that f
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["pytest", "click.testing", "dpmepf.artifacts.audit_command", "dpmepf.synthesize.synthesis"]
+    ["pytest", "click.testing", "opacus.accountants", "dpmepf.artifacts.audit_command", "dpmepf.synthesize.synthesis"]
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from malformed_structure import DIMENSION, Malformation, put_classes, put_sums, text_type
 
 from dpmepf.artifacts import errors
-from dpmepf.shared.feature_map import FeatureMapError
+from dpmepf.shared.feature_map_description import FeatureMapError
 
 LARGEST_CLASSES = 2**25
 

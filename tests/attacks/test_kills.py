@@ -102,7 +102,7 @@ def test_a_release_is_charged_exactly_if_its_noise_could_have_been_drawn(
     assert len(charged) == (stage_of(ending) in CHARGED)
     output = ended(ending).folder / "out" / "artifact.h5"
     if output.exists():
-        assert charged[0].ledger == audit_artifact(output).artifact.ledger
+        assert charged[0].ledger == audit_artifact(output).ledger
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -12,7 +12,7 @@ import numpy as np
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import Ledger, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 FEATURE_MAP = FeatureMapDescription(
     preset="default",

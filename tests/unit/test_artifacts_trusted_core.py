@@ -46,7 +46,7 @@ ALLOWED = {
     # others'
     *["h5py", "mpmath", "numpy", "numpy.typing", "platformdirs"],
     # ours
-    *["dpmepf.shared", "dpmepf.shared.errors", "dpmepf.shared.class_names", "dpmepf.shared.feature_map"],
+    *["dpmepf.shared", "dpmepf.shared.errors", "dpmepf.shared.class_names", "dpmepf.shared.feature_map_description"],
 }
 
 
@@ -80,6 +80,19 @@ def test_importing_the_package_and_its_accounting_loads_no_console_and_no_torch(
     program = (
         "import sys, dpmepf.artifacts, dpmepf.artifacts.accounting, dpmepf.artifacts.ledger; "
         "print([name for name in ('click', 'rich', 'torch', 'opacus') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_audit_and_the_trusted_core_load_no_torch_before_an_accountant_of_opacus_is_asked() -> None:
+    embed = FOLDER.parent / "embed"
+    core = [path for path in embed.glob("*.py") if path.read_text().startswith('"""Trusted core')]
+    modules = [f"dpmepf.{path.parent.name}.{path.stem}" for path in [*FOLDER.glob("*.py"), *core]]
+    assert "dpmepf.artifacts.audit_command" in modules and "dpmepf.embed.release" in modules
+    program = (
+        f"import sys, {', '.join(modules)}; "
+        "print([name for name in ('torch', 'torchvision', 'opacus', 'dp_accounting') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from artifact_examples import example_artifact, forge_ledger
 from click.testing import CliRunner, Result
+from opacus.accountants import PRVAccountant
 
-from dpmepf.artifacts import accountants
+from dpmepf.artifacts import accountants, audit
 from dpmepf.artifacts.accounting import calibrate_sigma, gaussian_delta
+from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.audit_command import main
-from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.tables import rounded_up
 from dpmepf.shared.errors import UsageError
@@ -86,7 +89,7 @@ def test_a_forged_claim_is_found_by_name(path: Path, forgery: dict[str, Any], ex
 
 def test_halving_sigma_is_found_even_with_a_matching_opacus_state(path: Path) -> None:
     report = audit_artifact(path)
-    ledger = report.artifact.ledger
+    ledger = report.ledger
     half = {"history": [[ledger.noise_multiplier / 2, 1.0, 1]], "mechanism": "rdp"}
     forge_ledger(path, sigma=ledger.sigma / 2, opacus_state=half, coarsening_exponent=ledger.coarsening_exponent - 1)
     assert failed_checks(path) == {"epsilon"}
@@ -169,9 +172,28 @@ def test_an_accountant_that_is_missing_or_fails_is_shown_with_its_reason(
 
 
 def test_a_prv_result_below_the_exact_value_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accountants.PRVAccountant, "get_epsilon", lambda self, delta, **settings: 0.5)
+    monkeypatch.setattr(PRVAccountant, "get_epsilon", lambda self, delta, **settings: 0.5)
     with pytest.raises(accountants.AccountantUnavailableError, match="below the exact value"):
         accountants._opacus_prv(3.7, 1e-5, 1.0)
+
+
+def test_the_numbers_are_let_go_before_the_other_accountants_are_loaded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[Artifact]] = []
+
+    def read(path: Path) -> Artifact:
+        artifact = read_artifact(path)
+        kept.append(weakref.ref(artifact))
+        return artifact
+
+    def estimates(*_: object, **__: object) -> tuple[accountants.Estimate, ...]:
+        assert [artifact() for artifact in kept] == [None]
+        return ()
+
+    monkeypatch.setattr(audit, "read_artifact", read)
+    monkeypatch.setattr(audit, "estimate_epsilons", estimates)
+    assert audit_artifact(path).valid
 
 
 def test_the_curve_falls_and_passes_through_the_claim(path: Path) -> None:

@@ -16,12 +16,11 @@ from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, file_sh
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
-    FeatureMapDescription,
-    FeatureMapError,
     _pool,
     build_feature_map,
     describe_feature_map,
 )
+from dpmepf.shared.feature_map_description import FeatureMapDescription, FeatureMapError
 
 
 def images(count: int, channels: int, side: int) -> torch.Tensor:

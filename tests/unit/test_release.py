@@ -17,7 +17,7 @@ from dpmepf.embed.noise import NoiseError
 from dpmepf.embed.release import coarsen, mechanism_input, release
 from dpmepf.embed.summing import ClassSums, ExactSums, SummingError
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.feature_map import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 CLASSES, DIMENSION = ("cat", "dog", "owl"), 500
 
