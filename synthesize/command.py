@@ -17,7 +17,7 @@ from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
 from dpmepf.synthesize.report import REPORT_FILE, privacy_claim
-from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, NPZ_FILE
+from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
 from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisRequest, SynthesisResult, synthesise
 from dpmepf.synthesize.training import GeneratorTraining
@@ -45,7 +45,8 @@ from dpmepf.synthesize.training import GeneratorTraining
     "--samples",
     type=click.IntRange(min=1),
     metavar="IMAGES",
-    help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say]",
+    help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say, "
+    f"{MOST_UNASKED:,} at most]",
 )
 @click.option(
     "--relabel/--no-relabel",

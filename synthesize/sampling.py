@@ -21,6 +21,7 @@ IMAGES_FOLDER = "images"
 NPZ_FILE = "gen.npz"
 FORMATS = ("folder", "npz")
 BATCH = 250
+MOST_UNASKED = 10_000_000  # images that the released class sizes alone can ask for
 WRITERS = 4
 LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
 
@@ -40,14 +41,20 @@ def images_per_class(noisy_counts: Sequence[float] | np.ndarray, *, samples: int
         samples: total to draw, spread like the released class sizes; None: as many as those say, rounded.
 
     Raises:
-        UsageError: `samples` is below 1, or the released sizes say that there are no records.
+        UsageError: `samples` is below 1; or without it, the released sizes say that there are no records, or more than
+            `MOST_UNASKED`, which noise or a hostile artifact can make of any number.
     """
     sizes = np.maximum(np.asarray(noisy_counts, dtype=np.float64), 0.0)
     if samples is None:
-        numbers = np.rint(sizes).astype(np.int64)
-        if numbers.sum() == 0:
+        total = np.rint(sizes).sum()
+        if total == 0:
             raise UsageError("the noisy class sizes say that the data set is empty: name a number of images, --samples")
-        return tuple(int(number) for number in numbers)
+        if total > MOST_UNASKED:
+            raise UsageError(
+                f"the noisy class sizes ask for {total:,.0f} images, and no more than {MOST_UNASKED:,} are drawn "
+                "unasked: name a number of images, --samples"
+            )
+        return tuple(int(size) for size in np.rint(sizes))
     if samples < 1:
         raise UsageError(f"--samples is {samples}, but has to be at least 1")
     shares = sizes / sizes.sum() if sizes.sum() > 0 else np.full(len(sizes), 1.0 / len(sizes))

@@ -249,6 +249,16 @@ def test_bad_artifacts_are_refused_in_a_sentence(artifact: Path, tmp_path: Path)
     assert not list(tmp_path.glob("out*"))
 
 
+def test_class_sizes_that_would_fill_the_disk_are_refused_before_training(artifact: Path, tmp_path: Path) -> None:
+    large = tmp_path / "large.h5"
+    large.write_bytes(artifact.read_bytes())
+    with h5py.File(large, "r+") as file:
+        file["noisy_counts"][()] = 2**40
+    options = ("--output", tmp_path / "out", "--steps", 3, "--batch-size", 4, "--device", "cpu")
+    assert_one_sentence(run(large, *options), 2, "ask for", "no more than 10,000,000", "--samples")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_claim_that_the_numbers_do_not_support_is_not_repeated(artifact: Path, tmp_path: Path) -> None:
     forged = tmp_path / "forged.h5"
     forged.write_bytes(artifact.read_bytes())

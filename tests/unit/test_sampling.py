@@ -40,6 +40,14 @@ def test_samples_can_be_drawn_of_a_release_that_says_there_is_nothing() -> None:
         images_per_class([-1.0, 0.3])
 
 
+@pytest.mark.parametrize("sizes", [[6e6, 4e6, 1.0, -1e9], [2.0**63, 2.0**63]])
+def test_no_more_than_ten_million_images_are_drawn_unless_their_number_is_named(sizes: list[float]) -> None:
+    assert sum(images_per_class([6e6, 4e6, 0.4, -1e9])) == 10_000_000
+    with pytest.raises(UsageError, match=r"no more than 10,000,000 .*--samples"):
+        images_per_class(sizes)
+    assert sum(images_per_class(sizes, samples=10_000_001)) == 10_000_001
+
+
 def test_a_number_of_samples_below_one_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         images_per_class([5.0], samples=0)
