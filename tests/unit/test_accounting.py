@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -22,7 +23,11 @@ from dpmepf.artifacts.accounting import (
     gaussian_epsilon,
     noise_multiplier_lower_bound,
 )
+from dpmepf.artifacts.artifact import LARGEST_SIZE
+from dpmepf.artifacts.ledger import LARGEST_DIMENSION, plan_release
+from dpmepf.artifacts.relation import NeighbouringRelation
 
+PROOF = Path(accounting.__file__).with_name("PROOF.md")
 CORNERS = list(itertools.product([1e-6, 1.0, 1e4], [1e-300, 1e-12, 0.5, 1 - 1e-12]))
 
 
@@ -230,3 +235,39 @@ def test_the_search_finds_the_smallest_float_from_either_side() -> None:
         for near in (0.0, 0.29, 7.0, 1e13):
             found = accounting._smallest_float(lambda x, threshold=threshold: x >= threshold, near, least=0.0)
             assert found == threshold
+
+
+@pytest.mark.parametrize(
+    ("feature_dimension", "class_count", "epsilon", "quoted"),
+    [
+        (15_360, 10, 1.0, "5e-11 (D = 15,360, K = 10, ε = 1)"),
+        (15_360, 1000, 10.0, "6e-8 (K = 1,000, ε = 10)"),
+        (LARGEST_DIMENSION, LARGEST_SIZE // LARGEST_DIMENSION, 10.0, "3e-5 (D = 2²², K = 8, ε = 10)"),
+    ],
+)
+def test_what_the_lattice_costs_where_releases_depend_on_outcomes_is_as_the_proof_quotes_it(
+    feature_dimension: int, class_count: int, epsilon: float, quoted: str
+) -> None:
+    """e^H δ₀(ε - H) - δ₀(ε) as a share of δ₀(ε), with lemmas 2 and 3 for a release that takes the whole budget."""
+    ledger = plan_release(
+        epsilon=epsilon,
+        delta=1e-6,
+        relation=NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        feature_dimension=feature_dimension,
+        class_count=class_count,
+        non_negative_features=True,
+    )
+    with mpmath.workdps(50):
+        sigma, d = mpmath.mpf(ledger.sigma), ledger.coordinates
+        mu = mpmath.sqrt(ledger.sensitivity_squared) / sigma
+        tail = epsilon - mpmath.log(ledger.delta) + 40
+        radius = sigma * (mpmath.sqrt(d) + mpmath.sqrt(2 * tail)) + mpmath.sqrt(d) / 2
+        above = 4 * d * mpmath.exp(-2 * (mpmath.pi * sigma) ** 2) + radius**2 / (24 * sigma**4)
+        surcharge = d / (24 * sigma**2) + above
+        continuous, shifted = (
+            mpmath.ncdf(mu / 2 - shift / mu) - mpmath.exp(shift) * mpmath.ncdf(-mu / 2 - shift / mu)
+            for shift in (epsilon, epsilon - surcharge)
+        )
+        found = float(mpmath.exp(surcharge) * shifted / continuous - 1)
+    assert float(f"{found:.0e}") == float(quoted.split()[0]), found
+    assert quoted in " ".join(PROOF.read_text("utf-8").split())
