@@ -404,5 +404,5 @@ def test_a_budget_for_images_takes_no_release_for_persons_nor_the_other_way_roun
         assert run(*common, *register, "--budget-eps", 9, *unit).exit_code == 0
         result = run(*common, *register, *other)
         assert result.exit_code == 1
-        assert "do not add up" in result.stderr
+        assert "release it as its budget says" in result.stderr
         assert len(Register(register[1]).read().accounts["clinic"].releases) == 1
