@@ -10,6 +10,8 @@
     hdf5_file       read_artifact, write_artifact
     atomic_file     check_writable_target, write_atomically
     claims          check_claims
+    accounts        Budget, RegisteredRelease, Account
+    register        Register, Book, default_register
     audit           audit_artifact, AuditReport
     audit_command   main (dpmepf-audit)
     errors          one type for each malformation

@@ -1,10 +1,10 @@
 """Trusted core: the custodian's own book of every release of every data set, which refuses what a budget does not hold.
 
-An artifact shows one release; releases of the same records add up. The book is an SQLite file on the custodian's
-machine. A release is entered, in one transaction with the check of the budget and flushed to the disk, before its noise
-is drawn: it stays charged if the process dies, and two processes cannot spend the same budget. Entries are never
-changed: each holds the hash of the one before, so that an edit or a removal in the middle shows. Whoever writes all
-hashes anew, or cuts the end off, is seen only by somebody who noted a hash: `Book.head`, `Book.holds_hash`.
+An artifact shows one release; releases of the same records add up (accounts.py). The book is an SQLite file on the
+custodian's machine. A release is entered, in one transaction with the check of the budget and flushed to the disk,
+before its noise is drawn: it stays charged if the process dies, and two processes cannot spend the same budget. Entries
+are never changed: each holds the hash of the one before, so that an edit or a removal in the middle shows. Whoever
+writes all hashes anew, or cuts the end off, is seen only by somebody who noted a hash: `Book.head`, `Book.holds_hash`.
 
 Proof: PROOF.md, section 6.
 """
@@ -14,26 +14,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import decimal
 import hashlib
 import json
 import os
 import sqlite3
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from dpmepf.artifacts import accounting
+from dpmepf.artifacts.accounts import (
+    Account,
+    Budget,
+    RegisteredRelease,
+    account_to_charge,
+    check_register_name,
+    refuse_inconsistent,
+    refuse_over_budget,
+    refuse_similar_name,
+)
 from dpmepf.artifacts.atomic_file import write_atomically
-from dpmepf.artifacts.claims import check_ledger, implied_sensitivity
 from dpmepf.artifacts.errors import ArtifactError, ArtifactExistsError, RegisterBudgetError, RegisterError
-from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS, UNNAMED, Ledger, check_dataset_name, plan_release
+from dpmepf.artifacts.ledger import ONE_IMAGE, Ledger
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.strict_json import parse_json
-from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.errors import DpmepfError
 
 APPLICATION_ID = 0x64704D45  # "dpME"
 VERSION = (
@@ -44,8 +50,6 @@ NO_ENTRY = "0" * 64  # what the first entry holds in place of the hash of the on
 LOCK_SECONDS = 60.0
 LONGEST_ENTRY = 20_000  # characters; a ledger has about 2,000
 LONGEST_VALUE = 1_000_000  # bytes that SQLite hands out as one value
-_FITTING_DIGITS = 3
-_FITTING_HALVINGS = 12
 
 _OBJECTS = (  # the whole schema: type, name, table, and the statement that makes it
     (
@@ -75,111 +79,6 @@ _FORMAT_VERSIONS = slice(18, 20)
 _ROLLBACK_JOURNAL = b"\1\1"
 _USER_VERSION = slice(60, 64)
 _APPLICATION_ID = slice(68, 72)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What all releases of one data set may spend together. epsilon > 0, in nats; delta in (0, 1).
-
-    unit_of_privacy: whom the budget is for, one image or one person: releases for the other do not add up with it.
-    """
-
-    epsilon: float
-    delta: float
-    relation: NeighbouringRelation
-    unit_of_privacy: str = ONE_IMAGE
-
-    def __post_init__(self) -> None:
-        if self.unit_of_privacy not in UNITS:
-            raise RegisterError(f"a budget's unit of privacy is {self.unit_of_privacy!a}; it is {' or '.join(UNITS)}")
-        if not isinstance(self.relation, NeighbouringRelation):
-            raise RegisterError(f"a budget's relation is {self.relation!a}, which is no neighbouring relation")
-        if type(self.epsilon) is not float or type(self.delta) is not float:
-            raise RegisterError("a budget's epsilon and delta must be floating-point numbers")
-        try:
-            accounting.calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses what is out of range
-        except ArithmeticError:
-            raise accounting.PrivacyParameterError(
-                f"a budget of epsilon {self.epsilon:g}, delta {self.delta:g} is too small to be reckoned with"
-            ) from None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RegisteredRelease:
-    """One entry of the book: a release that was charged. time: UTC, ISO 8601."""
-
-    number: int
-    time: str
-    ledger: Ledger
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Account:
-    """One data set's budget and releases."""
-
-    dataset: str
-    budget: Budget
-    releases: tuple[RegisteredRelease, ...] = ()
-
-    def epsilon_spent(self, delta: float | None = None) -> float:
-        """ε of all releases together at `delta`, by default the budget's, rounded up; 0 for none."""
-        return accounting.composed_epsilon(self.budget.delta if delta is None else delta, self.mechanisms())
-
-    def delta_spent(self) -> float:
-        """δ of all releases together at the budget's ε, rounded up; 0 for none."""
-        return accounting.composed_delta(self.budget.epsilon, self.mechanisms())
-
-    def mechanisms(self, *further: Ledger) -> list[accounting.DiscreteGaussian]:
-        """The mechanisms of all releases and of `further` ones, with their sensitivities under the budget's relation.
-
-        A release made under the other relation counts with what its mechanism's parameters imply under this one.
-
-        Raises: RegisterError for a release that is for another unit of privacy than the budget.
-        """
-        ledgers = [release.ledger for release in self.releases] + list(further)
-        if any(ledger.unit_of_privacy != self.budget.unit_of_privacy for ledger in ledgers):
-            raise RegisterError(
-                f"the budget is for {self.budget.unit_of_privacy}: other releases do not add up with it"
-            )
-        return [
-            accounting.DiscreteGaussian(
-                sensitivity=implied_sensitivity(ledger, self.budget.relation),
-                sigma=ledger.sigma,
-                coordinates=ledger.coordinates,
-            )
-            for ledger in ledgers
-        ]
-
-    def holds(self, ledger: Ledger) -> bool:
-        """Whether the budget holds `ledger`'s release beside those made already."""
-        return accounting.composed_delta(self.budget.epsilon, self.mechanisms(ledger)) <= self.budget.delta
-
-    def largest_epsilon(self, ledger: Ledger) -> float:
-        """An ε, close to the largest, rounded down to 3 digits, with which `ledger`'s release would fit; 0 if there is
-        none above a 4,096th of what was requested.
-        """
-        low, high = 0.0, ledger.epsilon
-        for _ in range(_FITTING_HALVINGS):
-            middle = low + (high - low) / 2
-            low, high = (middle, high) if self._holds_at(ledger, middle) else (low, middle)
-        rounded = float(decimal.Context(prec=_FITTING_DIGITS, rounding=decimal.ROUND_DOWN).create_decimal(low))
-        return rounded if rounded > 0 and self._holds_at(ledger, rounded) else 0.0
-
-    def _holds_at(self, ledger: Ledger, epsilon: float) -> bool:
-        try:
-            return self.holds(
-                plan_release(
-                    epsilon=epsilon,
-                    delta=ledger.delta,
-                    relation=ledger.relation,
-                    feature_dimension=ledger.feature_dimension,
-                    class_count=ledger.class_count,
-                    non_negative_features=ledger.non_negative_features,
-                    unit_of_privacy=ledger.unit_of_privacy,
-                )
-            )
-        except UsageError:  # too small an epsilon for 64-bit sums
-            return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +139,7 @@ class Register:
                 raise RegisterBudgetError(
                     f"the data set {dataset!a} has a budget already, which is set once: see dpmepf-audit {self.path}"
                 )
-            _refuse_similar_name(accounts, dataset)
+            refuse_similar_name(accounts, dataset)
             _append(connection, entries, _budget_entry(dataset, budget))
 
     def check(self, ledger: Ledger, *, budget: Budget | None = None) -> None:
@@ -254,8 +153,8 @@ class Register:
                 accounts = _accounts(_entries(connection, self.path))
         else:
             self._check_creatable()
-        _refuse_inconsistent(ledger)
-        _refuse_over_budget(_account_for(accounts, ledger, budget, self.path), ledger)
+        refuse_inconsistent(ledger)
+        refuse_over_budget(account_to_charge(accounts, ledger, budget, self.path), ledger)
 
     def charge(self, ledger: Ledger, *, budget: Budget | None = None) -> None:
         """Enter `ledger`'s release on the account of its data set, before its noise is drawn.
@@ -282,11 +181,11 @@ class Register:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             entries = _entries(connection, self.path)
             accounts = _accounts(entries)
-            account = _account_for(accounts, ledger, budget, self.path)
+            account = account_to_charge(accounts, ledger, budget, self.path)
             charged = (release.ledger.release_id for known in accounts.values() for release in known.releases)
             if ledger.release_id in charged:
                 raise RegisterError(f"the release {ledger.release_id} is in {self.path} already")
-            _refuse_over_budget(account, ledger)
+            refuse_over_budget(account, ledger)
             if ledger.dataset_name not in accounts:
                 _append(connection, entries, _budget_entry(account.dataset, account.budget))
             _append(connection, entries, {"kind": "release", "ledger": ledger.to_dict()})
@@ -383,21 +282,6 @@ class Register:
         return RegisterError(f"the register {self.path} cannot be reached ({error.strerror}): name another --register")
 
 
-def check_register_name(dataset: str) -> None:
-    """Refuse a name under which a data set could not be told from another, or no release could be charged.
-
-    Raises:
-        LedgerError: it is empty, too long or not printable.
-        RegisterError: it is not in Unicode's normal form C, has spaces around it, or is that of unnamed releases.
-    """
-    check_dataset_name(dataset)
-    if dataset == UNNAMED or dataset != unicodedata.normalize("NFC", dataset) or dataset != dataset.strip():
-        raise RegisterError(
-            f"the data set's name {dataset!a} is no name for a register: choose one without spaces around it, in "
-            f"Unicode normal form C, other than {UNNAMED!a}"
-        )
-
-
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     """Refuse a trigger, view or table that a register does not have: it could swallow entries."""
     found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name").fetchall()
@@ -475,68 +359,6 @@ def _accounts(entries: Sequence[_Entry]) -> dict[str, Account]:
         except (ArithmeticError, DpmepfError, KeyError, TypeError, ValueError) as error:
             raise RegisterError(f"entry {number} of the register is none that this program writes: {error}") from error
     return accounts
-
-
-def _account_for(accounts: Mapping[str, Account], ledger: Ledger, budget: Budget | None, path: Path) -> Account:
-    dataset = ledger.dataset_name
-    account = accounts.get(dataset)
-    if account is None:
-        if budget is None:
-            raise RegisterBudgetError(
-                f"the register {path} knows no data set {dataset!a}: set its budget once, with --budget-eps and "
-                "--budget-delta, or check the name"
-            )
-        check_register_name(dataset)
-        _refuse_similar_name(accounts, dataset)
-        account = Account(dataset=dataset, budget=budget)
-    if ledger.unit_of_privacy != account.budget.unit_of_privacy:
-        raise RegisterBudgetError(
-            f"the budget of the data set {dataset!a} is for {account.budget.unit_of_privacy}, this release for "
-            f"{ledger.unit_of_privacy}: the two do not add up; release it as its budget says"
-        )
-    if budget is not None and budget != account.budget:
-        raise RegisterBudgetError(
-            f"the data set {dataset!a} has the budget epsilon {account.budget.epsilon:g}, delta "
-            f"{account.budget.delta:g}, {account.budget.relation.value}, which is set once: leave --budget-eps and "
-            "--budget-delta out"
-        )
-    return account
-
-
-def _refuse_similar_name(accounts: Mapping[str, Account], dataset: str) -> None:
-    """Two names that look the same would be two budgets for the same images."""
-    similar = next((known for known in accounts if _folded(known) == _folded(dataset)), None)
-    if similar is not None:
-        raise RegisterBudgetError(
-            f"the data set's name {dataset!a} is almost that of {similar!a}, which has a budget: use that name, or one "
-            "that differs by more than case, spaces and hyphens"
-        )
-
-
-def _folded(name: str) -> str:
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(character for character in folded if character.isalnum())
-
-
-def _refuse_inconsistent(ledger: Ledger) -> None:
-    failed = [check for check in check_ledger(ledger, coordinates=ledger.coordinates) if not check.holds]
-    if failed:
-        raise RegisterError(f"the ledger contradicts itself ({failed[0].name}): {failed[0].detail}")
-
-
-def _refuse_over_budget(account: Account, ledger: Ledger) -> None:
-    if account.holds(ledger):
-        return
-    budget = account.budget
-    spent = account.epsilon_spent()
-    fitting = account.largest_epsilon(ledger)
-    advice = f"--eps {fitting:g} at this delta would fit" if fitting > 0 else "no epsilon at this delta would fit"
-    raise RegisterBudgetError(
-        f"the data set {account.dataset!a} is out of budget for this release: requested epsilon {ledger.epsilon:g}, "
-        f"delta {ledger.delta:g}; spent epsilon {spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} "
-        f"({budget.relation.value}), remaining {max(budget.epsilon - spent, 0.0):.4g}; {advice}; "
-        "nothing was charged and nothing was released"
-    )
 
 
 def _budget_entry(dataset: str, budget: Budget) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from dpmepf.artifacts.accounts import Account, Budget
 from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS
-from dpmepf.artifacts.register import SQLITE_MAGIC, Account, Budget, Register, default_register
+from dpmepf.artifacts.register import SQLITE_MAGIC, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.tables import plain_table, rounded_up
 from dpmepf.shared.console import console, reports_errors

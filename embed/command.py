@@ -16,11 +16,12 @@ from pathlib import Path
 import click
 from rich.text import Text
 
+from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger
-from dpmepf.artifacts.register import Budget, Register, default_register
+from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn

@@ -19,9 +19,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from dpmepf.artifacts.accounts import Account
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import ONE_PERSON, Ledger
-from dpmepf.artifacts.register import Account
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
 from dpmepf.shared.feature_map_description import FeatureMapDescription

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from dpmepf.artifacts.accounting import calibrate_sigma
+from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, plan_release
-from dpmepf.artifacts.register import Budget, Register
+from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.release import release
 from dpmepf.embed.summing import ClassSums

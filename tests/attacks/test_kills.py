@@ -13,9 +13,10 @@ import pytest
 from embedding_runs import Run, run_all, stages
 from PIL import Image
 
+from dpmepf.artifacts.accounts import Account
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.errors import RegisterBudgetError
-from dpmepf.artifacts.register import Account, Register
+from dpmepf.artifacts.register import Register
 
 STAGES = list(stages(lambda: None))
 CHARGED = STAGES[STAGES.index("between entry and return of the charge") :]

@@ -211,7 +211,7 @@ MUTANTS = [
     ),
     _mutant(
         "a release for persons is charged to a budget for images",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         "    if ledger.unit_of_privacy != account.budget.unit_of_privacy:\n        raise RegisterBudgetError",
         "    if False:\n        raise RegisterBudgetError",
         "unit/test_embed_command.py::test_a_budget_for_images_takes_no_release_for_persons_nor_the_other_way_round",
@@ -477,14 +477,14 @@ MUTANTS = [
     # Register
     _mutant(
         "the budget is not checked",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         "if account.holds(ledger):",
         "if True:",
         f"{REGISTER}::test_a_budget_holds_exactly_one_release_of_its_own_size",
     ),
     _mutant(
         "earlier releases are forgotten",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         "[release.ledger for release in self.releases] + list(further)",
         "list(further)",
         f"{REGISTER}::test_over_budget_says_what_would_fit_and_that_fits",
@@ -505,7 +505,7 @@ MUTANTS = [
     ),
     _mutant(
         "a release counts with its own relation instead of the budget's",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         "sensitivity=implied_sensitivity(ledger, self.budget.relation),",
         "sensitivity=implied_sensitivity(ledger, ledger.relation),",
         f"{REGISTER}::test_a_release_under_the_other_relation_counts_with_its_sensitivity_under_the_budgets",
@@ -533,14 +533,14 @@ MUTANTS = [
     ),
     _mutant(
         "a ledger that contradicts itself is charged with what it claims",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         '    if failed:\n        raise RegisterError(f"the ledger contradicts',
         '    if False:\n        raise RegisterError(f"the ledger contradicts',
         f"{REGISTER}::test_a_ledger_that_contradicts_itself_is_not_charged",
     ),
     _mutant(
         "a name that looks like another opens a second budget",
-        "artifacts/register.py",
+        "artifacts/accounts.py",
         "    if similar is not None:",
         "    if False:",
         f"{REGISTER}::test_a_name_that_is_almost_anothers_gets_no_budget_of_its_own",

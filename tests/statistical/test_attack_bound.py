@@ -25,9 +25,10 @@ from artifact_examples import FEATURE_MAP
 from scipy import stats
 
 from dpmepf.artifacts import ledger as ledger_module
+from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.errors import RegisterBudgetError
 from dpmepf.artifacts.ledger import Ledger
-from dpmepf.artifacts.register import Budget, Register
+from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed import noise as noise_module
 from dpmepf.embed import release as release_module

@@ -16,6 +16,7 @@ MAY_IMPORT = {
 }
 TRUSTED_CORE = [
     "artifacts/accounting.py",
+    "artifacts/accounts.py",
     "artifacts/artifact.py",
     "artifacts/hdf5_file.py",
     "artifacts/hdf5_inspection.py",

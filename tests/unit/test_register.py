@@ -19,10 +19,11 @@ from click.testing import CliRunner
 
 from dpmepf.artifacts import register as register_module
 from dpmepf.artifacts.accounting import DiscreteGaussian, composed_delta, composed_epsilon, gaussian_epsilon
+from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.audit_command import main as audit
 from dpmepf.artifacts.errors import RegisterBudgetError, RegisterError
 from dpmepf.artifacts.ledger import Ledger
-from dpmepf.artifacts.register import Budget, Register
+from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.errors import DpmepfError
 
@@ -183,7 +184,8 @@ def test_processes_at_once_cannot_overspend(register: Register) -> None:
 def test_a_charge_stays_when_the_process_is_killed_right_after_it(register: Register) -> None:
     program = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
-        "from artifact_examples import example_ledger; from dpmepf.artifacts.register import *\n"
+        "from artifact_examples import example_ledger; from dpmepf.artifacts.accounts import Budget\n"
+        "from dpmepf.artifacts.register import Register\n"
         "from dpmepf.artifacts.relation import NeighbouringRelation as N\n"
         "book = Register(Path(sys.argv[1]))\n"
         "budget = Budget(epsilon=2.0, delta=1e-5, relation=N.ADD_OR_REMOVE_ONE)\n"
