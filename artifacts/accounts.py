@@ -134,7 +134,7 @@ def check_register_name(dataset: str) -> None:
     """Refuse a name under which a data set could not be told from another, or no release could be charged.
 
     Raises:
-        LedgerError: it is empty, too long or not printable.
+        UsageError: it is empty, too long or not printable.
         RegisterError: it is not in Unicode's normal form C, has spaces around it, or is that of unnamed releases.
     """
     check_dataset_name(dataset)
@@ -151,7 +151,7 @@ def account_to_charge(accounts: Mapping[str, Account], ledger: Ledger, budget: B
     Raises:
         RegisterBudgetError: no budget, another than is set, or for another unit of privacy; or the name is almost that
             of another data set.
-        RegisterError, LedgerError: as `check_register_name`.
+        RegisterError, UsageError: as `check_register_name`.
     """
     dataset = ledger.dataset_name
     account = accounts.get(dataset)

@@ -34,6 +34,7 @@ LARGEST_SIGMA = 2.0**56
 LARGEST_DIMENSION = 2**22
 LARGEST_CLASS_COUNT = 100_000
 _LONGEST_TEXT = 200
+_TEXT = f"1 to {_LONGEST_TEXT} printable characters"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -236,12 +237,13 @@ def plan_release(
 
 
 def check_dataset_name(name: str) -> None:
-    """Refuse what no ledger takes as a data set's name.
+    """Refuse what no ledger takes as a data set's name, before there is a ledger.
 
     Raises:
-        LedgerError: it is empty, too long or not printable.
+        UsageError: it is empty, too long or not printable.
     """
-    _check_text("dataset_name", name)
+    if not _is_text(name):
+        raise UsageError(f"the data set's name is {ascii(name)[:80]}; it must have {_TEXT}")
 
 
 def installed_versions() -> dict[str, str]:
@@ -276,8 +278,11 @@ def _check_int(name: str, value: object, least: int, most: int) -> None:
 
 
 def _check_text(name: str, value: object) -> None:
-    printable = isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _LONGEST_TEXT
-    _require(printable, name, value, f"1 to {_LONGEST_TEXT} printable characters")
+    _require(_is_text(value), name, value, _TEXT)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _LONGEST_TEXT
 
 
 def _require(condition: bool, name: str, found: object, allowed: str) -> None:

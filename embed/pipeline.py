@@ -13,7 +13,7 @@ from torch import Tensor
 from dpmepf.artifacts.accounting import calibrate_sigma
 from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.artifact import Artifact, check_size
-from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, plan_release
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.release import release
@@ -24,8 +24,6 @@ from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import iterate_indexed_batches
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
-
-LONGEST_DATASET_NAME = 200
 
 
 class EmbeddingError(DpmepfError):
@@ -64,8 +62,7 @@ class EmbedSettings:
             raise UsageError(f"the batch size is {self.batch_size}; it must be at least 1")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"the number of workers is {self.workers}; it must be 0 or more")
-        if not (self.dataset_name.isprintable() and 1 <= len(self.dataset_name) <= LONGEST_DATASET_NAME):
-            raise UsageError(f"a data set's name must have 1 to {LONGEST_DATASET_NAME} printable characters")
+        check_dataset_name(self.dataset_name)
         if self.register is not None and self.dataset_name == UNNAMED:
             raise UsageError("a register keeps releases by data set: name yours with --dataset")
         if self.register is None and self.budget is not None:
