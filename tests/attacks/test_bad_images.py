@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import struct
+import weakref
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,7 @@ from dpmepf.shared.image_errors import (
     UnreadableDataError,
     UnreadableImageError,
 )
-from dpmepf.shared.image_loading import find_unreadable, load_all
+from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
 from dpmepf.shared.image_preparation import prepare_image
 from dpmepf.shared.image_sources import open_images
 
@@ -194,6 +195,36 @@ def test_a_data_set_that_is_none_is_refused_in_one_sentence(tmp_path, make, erro
     assert SECRET not in sentence
     assert "\n" not in sentence
     assert caught.value.exit_code == (1 if error is UnreadableDataError else 2)
+
+
+@pytest.mark.parametrize("step", ["dpmepf.shared.image_decoding._open", "PIL.Image.Image.load"])
+def test_too_little_memory_is_not_taken_for_a_damaged_image(tmp_path, monkeypatch, step):
+    """With --skip-unreadable one person's large image would make others be left out."""
+    path = zip_of(tmp_path / "a.zip", {"cat/a.png": image_bytes()})
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(step, no_memory)
+    with pytest.raises(MemoryError):
+        list(
+            iterate_batches(open_images(path), resolution=8, channels=1, batch_size=1, workers=0, skip_unreadable=True)
+        )
+
+
+def test_a_large_image_is_gone_before_the_next_is_read(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "a.zip", {f"cat/{name}.png": image_bytes() for name in "ab"})
+    alive = []
+
+    def read(source, index, *, at_least):
+        assert all(reference() is None for reference in alive)
+        image = decode_image(source._bytes(index))
+        alive.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("dpmepf.shared.image_source_types.EncodedImageSource.read", read)
+    assert load_all(open_images(path), resolution=8, channels=1, workers=0)[0].shape == (2, 1, 8, 8)
+    assert len(alive) == 2
 
 
 def test_a_damaged_zip_member_is_an_unreadable_image(tmp_path):

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from PIL import Image
 
 from dpmepf.artifacts.audit import audit_artifact
+from dpmepf.artifacts.errors import ArtifactWriteError
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.signature import verify_file
@@ -320,6 +321,24 @@ def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_open
     private.write_text("no key")
     wrong = run("--data", data, "--sign-key", private, "--output", tmp_path / "other.h5")
     assert (wrong.exit_code, "holds no Ed25519 private key" in wrong.stderr) == (2, True)
+
+
+def test_a_signature_that_cannot_be_written_does_not_hide_that_the_release_was_made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, output = tmp_path / "custodian.pem", tmp_path / "artifact.h5"
+    key = Ed25519PrivateKey.generate()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise ArtifactWriteError("the disk is full, and nothing was left behind")
+
+    monkeypatch.setattr(command, "sign_file", disk_full)
+    result = run("--data", data, "--sign-key", private, "--output", output)
+    assert result.exit_code == 1
+    assert "nothing was left behind; " in result.stderr
+    assert f"{output} is complete: the release was made, and counts" in result.stderr.replace("\n", "")
+    assert audit_artifact(output).valid
 
 
 # The guarantee for persons
