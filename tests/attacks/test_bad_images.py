@@ -25,7 +25,7 @@ from dpmepf.shared.image_errors import (
     UnreadableDataError,
     UnreadableImageError,
 )
-from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
+from dpmepf.shared.image_loading import find_unreadable, load_all
 from dpmepf.shared.image_preparation import prepare_image
 from dpmepf.shared.image_sources import open_images
 
@@ -207,9 +207,7 @@ def test_too_little_memory_is_not_taken_for_a_damaged_image(tmp_path, monkeypatc
 
     monkeypatch.setattr(step, no_memory)
     with pytest.raises(MemoryError):
-        list(
-            iterate_batches(open_images(path), resolution=8, channels=1, batch_size=1, workers=0, skip_unreadable=True)
-        )
+        load_all(open_images(path), resolution=8, channels=1, workers=0, skip_unreadable=True)
 
 
 def test_a_large_image_is_gone_before_the_next_is_read(tmp_path, monkeypatch):
