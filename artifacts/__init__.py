@@ -6,10 +6,13 @@
     accounting      gaussian_delta, gaussian_epsilon, calibrate_sigma; discrete_gaussian_delta,
                     discrete_gaussian_epsilon, calibrate_discrete_sigma; noise_multiplier_lower_bound
     ledger          Ledger, plan_release, installed_versions
+    merged_ledger   MergedLedger, merge_ledgers, read_ledger
     artifact        Artifact
-    hdf5_file       read_artifact, write_artifact
+    hdf5_file       read_artifact, read_verified_artifact, write_artifact
     atomic_file     check_writable_target, write_atomically
     claims          check_claims
+    merging         merge_artifacts
+    merge_command   main (dpmepf-merge)
     accounts        Budget, RegisteredRelease, Account
     register        Register, Book, default_register
     audit           audit_artifact, AuditReport

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpmepf.artifacts import accounting
-from dpmepf.artifacts.claims import implied_sensitivity, recomputed_epsilon
+from dpmepf.artifacts.claims import deciding_release, implied_sensitivity, recomputed_epsilon
 from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.errors import DpmepfError
 
@@ -27,7 +28,7 @@ class AccountantUnavailableError(DpmepfError):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one accountant says about the release under one relation."""
+    """What one accountant says about the artifact under one relation."""
 
     accountant: str
     relation: NeighbouringRelation
@@ -36,7 +37,7 @@ class Estimate:
     """Why there is no epsilon, or what to know about it; may be empty."""
 
 
-def estimate_epsilons(ledger: Ledger, delta: float, *, coordinates: int) -> tuple[Estimate, ...]:
+def estimate_epsilons(ledger: Ledger | MergedLedger, delta: float, *, coordinates: int) -> tuple[Estimate, ...]:
     """ε at `delta` under both relations by every accountant at hand, the ledger's own relation first."""
     return tuple(
         estimate
@@ -45,10 +46,13 @@ def estimate_epsilons(ledger: Ledger, delta: float, *, coordinates: int) -> tupl
     )
 
 
-def _under(relation: NeighbouringRelation, ledger: Ledger, delta: float, coordinates: int) -> tuple[Estimate, ...]:
+def _under(
+    relation: NeighbouringRelation, ledger: Ledger | MergedLedger, delta: float, coordinates: int
+) -> tuple[Estimate, ...]:
     exact = _estimate(EXACT, relation, lambda: recomputed_epsilon(ledger, delta, relation, coordinates=coordinates))
+    release = deciding_release(ledger)
     multiplier = accounting.noise_multiplier_lower_bound(
-        sensitivity=implied_sensitivity(ledger, relation), sigma=ledger.sigma
+        sensitivity=implied_sensitivity(release, relation), sigma=release.sigma
     )
     return (
         exact,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dpmepf.artifacts.errors import ClassNamesError, OutOfRangeError, OversizeError, ShapeError
 from dpmepf.artifacts.ledger import LARGEST_DIMENSION, Ledger
+from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.shared.class_names import check_class_names
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.feature_map_description import FeatureMapDescription
@@ -20,7 +21,7 @@ LARGEST_SIZE = 2**25
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Artifact:
-    """One noisy release.
+    """One noisy release, or the sum of several of disjoint records (merging.py).
 
     The arrays are checked against the class names and each other here; against the ledger by the audit and by
     `write_artifact`, so that a forged ledger can still be read and shown.
@@ -35,7 +36,7 @@ class Artifact:
     """K; in the same steps; a record weighs count_weight_lattice lattice units."""
     classes: tuple[str, ...]
     feature_map: FeatureMapDescription
-    ledger: Ledger
+    ledger: Ledger | MergedLedger
 
     def __post_init__(self) -> None:
         try:
@@ -91,8 +92,9 @@ class Artifact:
 
     @property
     def _noise_std(self) -> float:
-        # Rounding to multiples of 2^s adds the variance of a uniform on 2^s integers.
-        return math.sqrt(self.ledger.sigma**2 + (self._step**2 - 1) / 12)
+        # Rounding to multiples of 2^s adds the variance of a uniform on 2^s integers, in each release before the sum.
+        releases = self.ledger.releases
+        return math.sqrt(sum(one.sigma**2 + (4.0**one.coarsening_exponent - 1) / 12 for one in releases))
 
 
 def check_size(class_count: int, dimension: int) -> None:

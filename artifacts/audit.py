@@ -10,9 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from dpmepf.artifacts import accounting
 from dpmepf.artifacts.accountants import EXACT, Estimate, estimate_epsilons
-from dpmepf.artifacts.claims import Check, check_claims, implied_sensitivity
+from dpmepf.artifacts.claims import Check, check_claims, deciding_release, implied_sensitivity, recomputed_delta
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import DISJOINTNESS, MergedLedger, sum_sigma
 from dpmepf.artifacts.signature import verify_file
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.feature_map_description import FeatureMapDescription
@@ -25,7 +26,7 @@ _CURVE_REACH = 4.0  # the curve ends at this multiple of the claimed epsilon
 class AuditReport:
     """What an artifact released, at which (ε, δ)."""
 
-    ledger: Ledger
+    ledger: Ledger | MergedLedger
     feature_map: FeatureMapDescription
     classes: tuple[str, ...]
     dimension: int
@@ -53,7 +54,20 @@ class AuditReport:
     @property
     def sensitivity(self) -> float:
         """L2 sensitivity implied by the mechanism under the ledger's relation, in lattice units, rounded up."""
-        return implied_sensitivity(self.ledger, self.ledger.relation)
+        return implied_sensitivity(deciding_release(self.ledger), self.ledger.relation)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise on every coordinate before coarsening, in lattice units.
+
+        Of a merged artifact that of the sum, which is not what ε follows from: each release has its own.
+        """
+        return sum_sigma(self.ledger.releases)
+
+    @property
+    def assumption(self) -> str | None:
+        """What a merged artifact's claim rests on that nobody can check; None for a single release."""
+        return DISJOINTNESS if isinstance(self.ledger, MergedLedger) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it; sigma and sensitivity are in lattice units."""
@@ -63,7 +77,7 @@ class AuditReport:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "relation": ledger.relation.value,
-            "sigma": ledger.sigma,
+            "sigma": self.sigma,
             "sensitivity": self.sensitivity,
             "dimension": self.dimension,
             "classes": list(self.classes),
@@ -75,7 +89,19 @@ class AuditReport:
             "unit_of_privacy": ledger.unit_of_privacy,
             "inferred_schema": list(ledger.inferred_schema),
             "dataset_name": ledger.dataset_name,
-            "release_id": ledger.release_id,
+            "release_id": None if isinstance(ledger, MergedLedger) else ledger.release_id,
+            "releases": [
+                {
+                    "release_id": release.release_id,
+                    "dataset_name": release.dataset_name,
+                    "claimed_epsilon": release.epsilon,
+                    "claimed_delta": release.delta,
+                    "sigma": release.sigma,
+                    "inferred_schema": list(release.inferred_schema),
+                }
+                for release in ledger.releases
+            ],
+            "assumption": self.assumption,
             "signed_by": self.signed_by,
             "claimed_epsilon": ledger.epsilon,
             "claimed_delta": ledger.delta,
@@ -123,19 +149,11 @@ def audit_artifact(
     )
 
 
-def _privacy_curve(ledger: Ledger, coordinates: int) -> tuple[tuple[float, float], ...]:
+def _privacy_curve(ledger: Ledger | MergedLedger, coordinates: int) -> tuple[tuple[float, float], ...]:
     epsilons = [ledger.epsilon * _CURVE_REACH * point / _CURVE_POINTS for point in range(_CURVE_POINTS + 1)]
     try:
         return tuple(
-            (
-                epsilon,
-                accounting.discrete_gaussian_delta(
-                    epsilon,
-                    sensitivity=implied_sensitivity(ledger, ledger.relation),
-                    sigma=ledger.sigma,
-                    coordinates=coordinates,
-                ),
-            )
+            (epsilon, recomputed_delta(ledger, epsilon, ledger.relation, coordinates=coordinates))
             for epsilon in epsilons
         )
     except DpmepfError:  # parameters outside what the accounting takes; the epsilon check says so

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dpmepf.artifacts.audit import AuditReport, audit_artifact
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.register_command import is_sqlite, register_group, show_register
 from dpmepf.artifacts.signature import load_verifying_key
@@ -82,7 +84,10 @@ def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path 
 
 
 def _render(report: AuditReport, console: Console) -> None:
-    for table in (_release_table(report), _claims_table(report), _epsilon_table(report), _curve_table(report)):
+    tables = [_release_table(report), _claims_table(report), _epsilon_table(report), _curve_table(report)]
+    if isinstance(report.ledger, MergedLedger):
+        tables.insert(1, _merged_table(report.ledger))
+    for table in tables:
         console.print(table)
         console.print()
     if report.valid:
@@ -94,30 +99,51 @@ def _render(report: AuditReport, console: Console) -> None:
         console.print("A forgery that changes all parameters consistently cannot be told from the file alone.")
     else:
         console.print(f"Signed by the holder of the key {report.signed_by}.", soft_wrap=True)
+    if report.assumption is not None:
+        console.print(report.assumption, soft_wrap=True)
 
 
 def _release_table(report: AuditReport) -> Table:
     ledger, feature_map, classes = report.ledger, report.feature_map, report.classes
     names = ", ".join(classes[:_CLASSES_SHOWN]) + (", …" if len(classes) > _CLASSES_SHOWN else "")
     inferred = ", ".join(ledger.inferred_schema)
-    table = plain_table("Release", "", "")
+    merged = isinstance(ledger, MergedLedger)
+    number = f"{len(ledger.releases)} releases, added up, each" if merged else "one release"
+    table = plain_table("Merged releases, together" if merged else "Release", "", "")
     for name, value in (
-        ("release id", ledger.release_id),
+        ("release id", "below" if isinstance(ledger, MergedLedger) else ledger.release_id),
         ("data set (custodian's name)", ledger.dataset_name),
         ("claim", f"epsilon {ledger.epsilon:g}, delta {ledger.delta:g}, {ledger.relation.value}"),
         ("unit of privacy", ledger.unit_of_privacy),
-        ("mechanism", f"{ledger.mechanism}, one release of {ledger.coordinates:,} integers"),
-        ("sigma, sensitivity (lattice units)", f"{ledger.sigma:.8g}, {report.sensitivity:.8g}"),
+        ("mechanism", f"{ledger.mechanism}, {number} of {ledger.coordinates:,} integers"),
+        ("sigma, sensitivity (lattice units)", f"{report.sigma:.8g}, {report.sensitivity:.8g}"),
         ("lattice step, stored step", f"2^-{ledger.lattice_exponent}, 2^{ledger.coarsening_exponent} lattice units"),
         ("features", f"{report.dimension:,} ({feature_map.preset}) of {feature_map.encoder}"),
         ("encoder weights (SHA-256)", feature_map.weights_sha256),
         ("images", f"{feature_map.resolution} x {feature_map.resolution}, {feature_map.channels} channel(s)"),
         ("classes", f"{len(classes)}: {names}"),
         ("inferred, treated as public", inferred or "nothing: the schema was declared"),
-        ("library versions", ", ".join(f"{name} {version}" for name, version in ledger.library_versions.items())),
+        ("library versions", "below" if isinstance(ledger, MergedLedger) else _library_versions(ledger)),
     ):
         table.add_row(Text(name), Text(value))
     return table
+
+
+def _merged_table(ledger: MergedLedger) -> Table:
+    table = plain_table("Each release", "", "claim", "sigma", "release id, data set, library versions")
+    for number, release in enumerate(ledger.releases, 1):
+        inferred = f"; inferred: {', '.join(release.inferred_schema)}" if release.inferred_schema else ""
+        table.add_row(
+            f"{number}",
+            Text(f"epsilon {release.epsilon:g}, delta {release.delta:g}"),
+            Text(f"{release.sigma:.8g}"),
+            Text(f"{release.release_id}, {release.dataset_name}{inferred}; {_library_versions(release)}"),
+        )
+    return table
+
+
+def _library_versions(ledger: Ledger) -> str:
+    return ", ".join(f"{name} {version}" for name, version in ledger.library_versions.items())
 
 
 def _claims_table(report: AuditReport) -> Table:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpmepf.artifacts import accounting, sensitivity
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import MergedLedger, sum_sigma
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.errors import DpmepfError
 
@@ -22,20 +23,33 @@ class Check:
 
 
 def check_claims(artifact: Artifact) -> tuple[Check, ...]:
-    """Recompute every claim of the ledger.
+    """Recompute every claim of the ledger; of a merged one, those of every release and of their sum.
 
     Guarantee:
         If all checks hold, a release made as the ledger says is (epsilon, delta)-DP under its relation.
     Assumes:
-        The noise was drawn as the ledger says: a consistent forgery cannot be told from the file alone.
+        The noise was drawn as the ledger says: a consistent forgery cannot be told from the file alone. Merged releases
+        are of disjoint records (`MergedLedger`).
     Source:
-        PROOF.md, sections 1 and 3.
+        PROOF.md, sections 1, 3 and 7.
     """
     ledger = artifact.ledger
-    return (
+    coordinates = artifact.coordinates
+    shape = (
         _equal("feature dimension", ledger.feature_dimension, artifact.dimension, "columns of the noisy sums"),
         _equal("class count", ledger.class_count, len(artifact.classes), "classes in the file"),
-        *check_ledger(ledger, coordinates=artifact.coordinates),
+    )
+    if not isinstance(ledger, MergedLedger):
+        return (*shape, *check_ledger(ledger, coordinates=coordinates))
+    meaning = "what the noise of the releases in it adds up to"
+    return (
+        *shape,
+        _equal("merged noise", ledger.noise_sigma, sum_sigma(ledger.releases), meaning),
+        *(
+            replace(check, name=f"release {number}: {check.name}")
+            for number, release in enumerate(ledger.releases, 1)
+            for check in check_ledger(release, coordinates=coordinates)
+        ),
     )
 
 
@@ -70,14 +84,33 @@ def implied_sensitivity(ledger: Ledger, relation: NeighbouringRelation) -> float
     return sensitivity.sensitivity_upper_bound(implied_sensitivity_squared(ledger, relation))
 
 
-def recomputed_epsilon(ledger: Ledger, delta: float, relation: NeighbouringRelation, *, coordinates: int) -> float:
+def deciding_release(ledger: Ledger | MergedLedger) -> Ledger:
+    """The release with the least noise: merged ones have sensitivity and size in common, and so none says less of its
+    records (PROOF.md, section 7)."""
+    return min(ledger.releases, key=lambda release: release.sigma)
+
+
+def recomputed_epsilon(
+    ledger: Ledger | MergedLedger, delta: float, relation: NeighbouringRelation, *, coordinates: int
+) -> float:
     """ε at `delta` under `relation`, rounded up, of `coordinates` noisy integers, from the mechanism's parameters."""
+    release = deciding_release(ledger)
     return accounting.discrete_gaussian_epsilon(
-        delta, sensitivity=implied_sensitivity(ledger, relation), sigma=ledger.sigma, coordinates=coordinates
+        delta, sensitivity=implied_sensitivity(release, relation), sigma=release.sigma, coordinates=coordinates
     )
 
 
-def _equal(name: str, claimed: int, recomputed: int, meaning: str) -> Check:
+def recomputed_delta(
+    ledger: Ledger | MergedLedger, epsilon: float, relation: NeighbouringRelation, *, coordinates: int
+) -> float:
+    """δ at `epsilon`, as `recomputed_epsilon`."""
+    release = deciding_release(ledger)
+    return accounting.discrete_gaussian_delta(
+        epsilon, sensitivity=implied_sensitivity(release, relation), sigma=release.sigma, coordinates=coordinates
+    )
+
+
+def _equal(name: str, claimed: float, recomputed: float, meaning: str) -> Check:
     holds = claimed == recomputed
     detail = f"{claimed}" if holds else f"the ledger claims {claimed}; {meaning}: {recomputed}"
     return Check(name=name, holds=holds, detail=detail)

@@ -121,6 +121,18 @@ class InconsistentArtifactError(ArtifactError):
     """An artifact that its own audit would reject."""
 
 
+class MergeError(DpmepfError):
+    """Artifacts, each good in itself, that cannot be merged."""
+
+
+class MismatchError(MergeError):
+    """They differ in what they must have in common."""
+
+
+class RepeatedReleaseError(MergeError):
+    """One release is in two of them."""
+
+
 class RegisterError(DpmepfError):
     """The register of releases cannot be used, or was tampered with."""
 

@@ -2,7 +2,8 @@
 
 Layout, complete (file format 1.10, superblock version 3, so that the library checks its own metadata's checksums):
 
-    /ledger         UTF-8 JSON   the ledger (ledger.py); its schema_version governs everything else
+    /ledger         UTF-8 JSON   the ledger (ledger.py; merged_ledger.py for the sum of several releases); its
+                                 schema_version, 1 or 2, governs everything else
     /feature_map    UTF-8 JSON   the description of the feature map (dpmepf.shared.feature_map)
     /classes        UTF-8 JSON   the list of class names; row c of the arrays belongs to name c
     /noisy_sums     int64 K x D  little-endian; one chunk per class, shuffle and deflate
@@ -15,7 +16,7 @@ sets. By hand:
     python -c "import h5py, json; print(json.loads(h5py.File('artifact.h5')['ledger'][()]))"
 
 True values in feature units are noisy_sums * 2^coarsening_exponent / 2^lattice_exponent; in records,
-noisy_counts * 2^coarsening_exponent / count_weight_lattice.
+noisy_counts * 2^coarsening_exponent / count_weight_lattice. Of merged releases the least coarsening_exponent counts.
 
 Reading refuses whatever is not in this list before it reads it (hdf5_inspection.py). Rows are inflated here, into
 buffers of known size, not by the HDF5 library.
@@ -43,7 +44,7 @@ from dpmepf.artifacts.errors import (
     OversizeError,
     TextError,
 )
-from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import read_ledger
 from dpmepf.artifacts.strict_json import parse_json
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
@@ -104,7 +105,7 @@ def read_artifact(path: Path) -> Artifact:
     path = Path(path)
     inspection.check_superblock(path)
     with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
-        ledger = Ledger.from_dict(parse_json(_read_text(file, "ledger"), "ledger"))  # first: it holds the version
+        ledger = read_ledger(parse_json(_read_text(file, "ledger"), "ledger"))  # first: it holds the version
         inspection.check_members(file)
         feature_map_text = _read_text(file, "feature_map")
         parse_json(feature_map_text, "feature_map")
@@ -122,6 +123,22 @@ def read_artifact(path: Path) -> Artifact:
             feature_map=FeatureMapDescription.from_json(feature_map_text),
             ledger=ledger,
         )
+
+
+def read_verified_artifact(path: Path) -> Artifact:
+    """Read the artifact at `path`, every claim of whose ledger is recomputed and holds.
+
+    Raises:
+        InconsistentArtifactError: the ledger claims what its own numbers do not support.
+        ArtifactMissingError, ArtifactError: as `read_artifact`.
+    """
+    artifact = read_artifact(path)
+    failed = [check for check in check_claims(artifact) if not check.holds]
+    if failed:
+        raise InconsistentArtifactError(
+            f"{path} claims what its numbers do not support ({failed[0].name}): see dpmepf-audit, and ask its custodian"
+        )
+    return artifact
 
 
 def _read_text(file: h5py.File, name: str) -> str:

@@ -76,7 +76,7 @@ class Ledger:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        _check_version(self.schema_version)
+        check_version(self.schema_version, readable=SCHEMA_VERSION)
         _require(self.mechanism == MECHANISM, "mechanism", self.mechanism, repr(MECHANISM))
         _require(isinstance(self.relation, NeighbouringRelation), "relation", self.relation, "a neighbouring relation")
         _check_float("epsilon", self.epsilon, 0.0, 1e6)
@@ -108,6 +108,11 @@ class Ledger:
             _check_text("library_versions", library)
             _check_text("library_versions", version)
         object.__setattr__(self, "library_versions", dict(versions))
+
+    @property
+    def releases(self) -> tuple[Ledger, ...]:
+        """This one; a merged ledger (merged_ledger.py) has several."""
+        return (self,)
 
     @property
     def sensitivity(self) -> float:
@@ -145,7 +150,7 @@ class Ledger:
         if not isinstance(fields, dict):
             raise LedgerError("ledger: expected a JSON object of named fields")
         if "schema_version" in fields:  # first, so that a later version is named as such
-            _check_version(fields["schema_version"])
+            check_version(fields["schema_version"], readable=SCHEMA_VERSION)
         expected = {field.name for field in dataclasses.fields(cls)} - {"noise_multiplier"} | {"opacus_state"}
         for name in sorted(expected - set(fields)):
             raise LedgerError(f"ledger: the field {name!r} is missing")
@@ -246,6 +251,19 @@ def check_dataset_name(name: str) -> None:
         raise UsageError(f"the data set's name is {ascii(name)[:80]}; it must have {_TEXT}")
 
 
+def check_version(version: object, *, readable: int) -> None:
+    """Refuse a ledger of another schema version than the `readable` one.
+
+    Raises:
+        UnsupportedVersionError: it is another, or no whole number.
+    """
+    if type(version) is not int or version != readable:
+        raise UnsupportedVersionError(
+            f"ledger: the schema version is {ascii(version)[:80]}; this program reads version {readable}: "
+            "use the release of dpmepf that wrote the artifact, or a newer one"
+        )
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of the libraries that a release rests on."""
     versions = {"dpmepf": __version__, "python": platform.python_version()}
@@ -257,14 +275,6 @@ def _multiplier_of(state: object) -> Any:
         case {"history": [[multiplier, 1.0, 1]], "mechanism": "rdp"} if isinstance(state, dict) and len(state) == 2:
             return multiplier
     raise LedgerError("ledger: opacus_state must hold one step of the mechanism 'rdp' at sampling rate 1")
-
-
-def _check_version(version: object) -> None:
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise UnsupportedVersionError(
-            f"ledger: the schema version is {ascii(version)[:80]}; this program reads version {SCHEMA_VERSION}: "
-            "use the release of dpmepf that wrote the artifact, or a newer one"
-        )
 
 
 def _check_float(name: str, value: object, least: float, most: float) -> None:

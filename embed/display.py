@@ -96,7 +96,7 @@ def show_dry_run(
 
 
 def show_release(artifact: Artifact, output: Path, as_json: bool) -> None:
-    ledger = artifact.ledger
+    (ledger,) = artifact.ledger.releases
     console.print(
         Panel(
             Text(

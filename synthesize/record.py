@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.shared import __version__
 from dpmepf.synthesize.sampling import class_folder_names
 from dpmepf.synthesize.settings import SynthesisSettings
@@ -29,10 +30,10 @@ def run_record(
     device: torch.device,
     timings: dict[str, float],
 ) -> dict[str, Any]:
-    """Return what `run.json` holds: the release's claim, settings, versions, class sizes, timings, losses.
+    """Return what `run.json` holds: the claim and the releases, settings, versions, class sizes, timings, losses.
 
     Args:
-        artifact: the release.
+        artifact: the release, or merged ones.
         settings: of the training.
         trained: its result.
         numbers: images drawn of each class.
@@ -52,7 +53,16 @@ def run_record(
         "artifact": {
             "file": file,
             "sha256": sha256,
-            "release_id": ledger.release_id,
+            "release_id": None if isinstance(ledger, MergedLedger) else ledger.release_id,
+            "releases": [
+                {
+                    "release_id": release.release_id,
+                    "dataset_name": release.dataset_name,
+                    "epsilon": release.epsilon,
+                    "delta": release.delta,
+                }
+                for release in ledger.releases
+            ],
             "dataset_name": ledger.dataset_name,
             "epsilon": ledger.epsilon,
             "delta": ledger.delta,

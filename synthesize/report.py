@@ -82,9 +82,14 @@ def write_report(folder: Path, record: Mapping[str, Any]) -> None:
 def privacy_claim(artifact: Mapping[str, Any]) -> str:
     """Return the release's claim as a sentence."""
     change = RELATIONS.get(artifact["relation"], artifact["relation"])
+    unit, number = artifact["unit_of_privacy"], len(artifact["releases"])
+    what, condition = "The release these images come from is", ""
+    if number > 1:
+        what = f"The {number} releases these images come from are together"
+        condition = f", if no {unit.removeprefix('one ')} is in two of them, as their custodians say"
     return (
-        f"The release these images come from is (ε = {artifact['epsilon']:g}, δ = {artifact['delta']:g})-"
-        f"differentially private for {change} {artifact['unit_of_privacy']}."
+        f"{what} (ε = {artifact['epsilon']:g}, δ = {artifact['delta']:g})-differentially private for {change} "
+        f"{unit}{condition}."
     )
 
 
@@ -117,8 +122,10 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     )
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
     release = [
-        ("Release", artifact["release_id"]),
-        ("Data set", artifact["dataset_name"]),
+        *(
+            ("Release", f"{one['release_id']} of “{one['dataset_name']}”, ε = {one['epsilon']:g}, δ = {one['delta']:g}")
+            for one in artifact["releases"]
+        ),
         ("Mechanism", artifact["mechanism"]),
         ("Neighbouring relation", artifact["relation"]),
         ("Unit of privacy", artifact["unit_of_privacy"]),
@@ -148,8 +155,8 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
 <main>
 <h1>{escape(title)}</h1>
 <p>{escape(privacy_claim(artifact))}</p>
-<p class="soft">Training the generator and drawing images used nothing but that release, so they cost no further
-privacy. {escape(schema_note)}</p>
+<p class="soft">Training the generator and drawing images used nothing but what was released, so they cost no
+further privacy. {escape(schema_note)}</p>
 <div class="tiles">{_tiles(tiles)}</div>
 <section>
 <h2>Generated images</h2>

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 
 from dpmepf.artifacts.artifact import Artifact
-from dpmepf.artifacts.claims import check_claims
-from dpmepf.artifacts.errors import InconsistentArtifactError
-from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.hdf5_file import read_verified_artifact
 from dpmepf.artifacts.signature import load_verifying_key, verify_file
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
@@ -120,7 +118,7 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     began = time.monotonic()
     output = OutputFolder(path=Path(request.output))
     output.check(resume=request.resume, force=request.force)
-    artifact = read_verified_artifact(request.artifact)
+    artifact = read_verified_artifact(request.artifact)  # the report repeats its claim
     if request.verify_key is not None:
         verify_file(request.artifact, load_verifying_key(request.verify_key))
     with request.artifact.open("rb") as file:
@@ -165,21 +163,6 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
         output.abandon()
         raise
     return SynthesisResult(output=output.path, record=record)
-
-
-def read_verified_artifact(path: Path) -> Artifact:
-    """Return the artifact at `path`, whose privacy claim is recomputed first, because the report repeats it.
-
-    Raises:
-        InconsistentArtifactError: the ledger claims what its own numbers do not support.
-    """
-    artifact = read_artifact(path)
-    failed = [check for check in check_claims(artifact) if not check.holds]
-    if failed:
-        raise InconsistentArtifactError(
-            f"{path} claims what its numbers do not support ({failed[0].name}): see dpmepf-audit, and ask its custodian"
-        )
-    return artifact
 
 
 def _checkpoint(request: SynthesisRequest, output: OutputFolder, sha256: str) -> Checkpoint | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from dpmepf.artifacts.audit_command import main
+from dpmepf.artifacts.hdf5_file import read_verified_artifact
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.synthesize.synthesis import read_verified_artifact
 from dpmepf.synthesize.targets import class_targets
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # all but the newline

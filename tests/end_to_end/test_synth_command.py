@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import signal
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
 
 from dpmepf.artifacts.artifact import Artifact
-from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 from dpmepf.artifacts.ledger import plan_release
+from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
@@ -99,6 +102,26 @@ def assert_one_sentence(result: Result, exit_code: int, *words: str) -> None:
     last = result.stderr.strip().splitlines()[-1]
     for word in words:
         assert word in last
+
+
+def test_a_merged_artifact_is_learned_from_and_every_release_named(artifact: Path, tmp_path: Path) -> None:
+    north = read_artifact(artifact)
+    ledger = dataclasses.replace(north.ledger, release_id=str(uuid.uuid4()), dataset_name="south")
+    merged = merge_artifacts([("north", north), ("south", dataclasses.replace(north, ledger=ledger))])
+    write_artifact(tmp_path / "all.h5", merged)
+    result = run(tmp_path / "all.h5", "--output", tmp_path / "out", "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+
+    record = json.loads(result.stdout)
+    identifiers = [north.ledger.release_id, ledger.release_id]
+    assert [release["release_id"] for release in record["artifact"]["releases"]] == identifiers
+    assert record["artifact"]["dataset_name"] == "random <b>images</b> + south"
+    assert (record["artifact"]["epsilon"], record["artifact"]["delta"]) == (2.0, 1e-5)
+    assert [entry["noisy_count"] for entry in record["classes"]] == pytest.approx([600, 200], rel=0.01)
+    report = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(identifier in report for identifier in identifiers)
+    assert "The 2 releases these images come from are together" in report
+    assert "if no image is in two of them" in result.stderr
 
 
 def test_a_run_leaves_everything_that_is_promised(artifact: Path, tmp_path: Path) -> None:

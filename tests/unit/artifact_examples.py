@@ -56,6 +56,16 @@ def example_artifact(*, classes: tuple[str, ...] = ("cat", "dog", "Übermut 7"),
     )
 
 
+def example_parts(
+    *sites: str, epsilons: tuple[float, ...] = (1.0, 4.0, 0.1), **changes: Any
+) -> list[tuple[str, Artifact]]:
+    """Artifacts of several custodians, as `merge_artifacts` takes them."""
+    return [
+        (f"{site}.h5", example_artifact(epsilon=epsilon, dataset_name=site, **changes))
+        for site, epsilon in zip(sites, epsilons, strict=False)
+    ]
+
+
 def replace_text(path: Path, name: str, text: str | bytes) -> None:
     """Write another text into an artifact, as a forger would."""
     content = text.encode() if isinstance(text, str) else text
@@ -64,9 +74,12 @@ def replace_text(path: Path, name: str, text: str | bytes) -> None:
         file.create_dataset(name, data=np.array(content, dtype=h5py.string_dtype("utf-8", len(content))))
 
 
-def forge_ledger(path: Path, **changes: Any) -> None:
-    """Change fields of the ledger in the file; None drops a field."""
+def forge_ledger(path: Path, *, release: int | None = None, **changes: Any) -> None:
+    """Change fields of the ledger in the file, or of one release of a merged ledger; None drops a field."""
     with h5py.File(path) as file:
-        fields = json.loads(file["ledger"][()])
-    fields = {name: value for name, value in (fields | changes).items() if value is not None}
-    replace_text(path, "ledger", json.dumps(fields))
+        stored = json.loads(file["ledger"][()])
+    ledger = stored if release is None else stored["releases"][release - 1]
+    ledger |= changes
+    for name in [name for name, value in changes.items() if value is None]:
+        del ledger[name]
+    replace_text(path, "ledger", json.dumps(stored))

@@ -21,6 +21,8 @@ TRUSTED_CORE = [
     "artifacts/hdf5_file.py",
     "artifacts/hdf5_inspection.py",
     "artifacts/ledger.py",
+    "artifacts/merged_ledger.py",
+    "artifacts/merging.py",
     "artifacts/register.py",
     "artifacts/relation.py",
     "artifacts/sensitivity.py",

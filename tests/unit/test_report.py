@@ -49,12 +49,17 @@ class Checker(HTMLParser):
         self.text.append(data)
 
 
+def release(dataset: str, identifier: str = "0000") -> dict[str, Any]:
+    return {"release_id": identifier, "dataset_name": dataset, "epsilon": 0.2, "delta": 1e-5}
+
+
 def record(**artifact: Any) -> dict[str, Any]:
     return {
         "artifact": {
             "file": "artifact.h5",
             "sha256": "ab" * 32,
             "release_id": "0000",
+            "releases": [release("digits")],
             "dataset_name": "digits",
             "epsilon": 0.2,
             "delta": 1e-5,
@@ -118,9 +123,21 @@ def test_replacing_is_claimed_for_the_other_relation() -> None:
     assert "for replacing one image" in privacy_claim(record(relation="replace-one")["artifact"])
 
 
+def test_merged_releases_are_all_named_and_claimed_on_their_custodians_word(tmp_path: Path) -> None:
+    both = [release("north", "id-1"), release("south", "id-2")]
+    checker, _ = checked_report(
+        tmp_path, record(releases=both, dataset_name="north + south", unit_of_privacy="one person")
+    )
+    text = " ".join(checker.text)
+    assert "The 2 releases these images come from are together (ε = 0.2" in text
+    assert "if no person is in two of them, as their custodians say" in text
+    for name in ("north + south", "id-1 of “north”", "id-2 of “south”"):
+        assert name in text
+
+
 def test_names_from_an_artifact_are_text_not_markup(tmp_path: Path) -> None:
     names = ("file", "release_id", "dataset_name", "unit_of_privacy", "mechanism", "encoder", "features", "relation")
-    values = record(**dict.fromkeys(names, HOSTILE), inferred_schema=[HOSTILE])
+    values = record(**dict.fromkeys(names, HOSTILE), inferred_schema=[HOSTILE], releases=[release(HOSTILE, HOSTILE)])
     values["versions"] = {HOSTILE: HOSTILE}
     values["device"] = HOSTILE
     checker, text = checked_report(tmp_path, values)
