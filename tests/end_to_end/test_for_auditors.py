@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifact_examples import example_artifact, forge_ledger
+from artifact_examples import example_artifact, example_parts, forge_ledger
 
 from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.relation import NeighbouringRelation
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "FOR_AUDITORS.md"
@@ -52,6 +53,35 @@ def test_the_pages_own_lines_accept_an_honest_artifact(
 )
 def test_the_pages_own_lines_reject_a_forged_ledger(forgery: dict[str, Any], tmp_path: Path) -> None:
     write_artifact(tmp_path / "artifact.h5", example_artifact())
+    forge_ledger(tmp_path / "artifact.h5", **forgery)
+    result = run_page(tmp_path)
+    assert result.returncode == 1
+    assert "AssertionError" in result.stderr
+
+
+def test_the_pages_own_lines_accept_a_merged_artifact_and_print_its_claim(tmp_path: Path) -> None:
+    write_artifact(tmp_path / "artifact.h5", merge_artifacts(example_parts("a", "b", "c")))
+    result = run_page(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "claim: 4.0 1e-05"
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        {"release": 2, "epsilon": 1.0},
+        {"release": 3, "relation": "replace-one"},
+        {"release": 3, "unit_of_privacy": "one person"},
+        {"release": 1, "release_id": "copied from the second"},
+        {"noise_sigma": 1e12},
+    ],
+    ids=str,
+)
+def test_the_pages_own_lines_reject_a_forged_merged_ledger(forgery: dict[str, Any], tmp_path: Path) -> None:
+    merged = merge_artifacts(example_parts("a", "b", "c"))
+    if "release_id" in forgery:
+        forgery = forgery | {"release_id": merged.ledger.releases[1].release_id}
+    write_artifact(tmp_path / "artifact.h5", merged)
     forge_ledger(tmp_path / "artifact.h5", **forgery)
     result = run_page(tmp_path)
     assert result.returncode == 1

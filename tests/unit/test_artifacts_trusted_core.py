@@ -56,6 +56,7 @@ def test_the_trusted_core_is_all_but_the_audits_presentation() -> None:
         "accountants.py",
         "audit.py",
         "audit_command.py",
+        "merge_command.py",
         "register_command.py",
         "signature.py",
         "tables.py",
