@@ -16,6 +16,7 @@ from dpmepf.artifacts import errors
 from dpmepf.shared.feature_map_description import FeatureMapError
 
 LARGEST_CLASSES = 2**25
+OTHER_RELEASE = "0" * 8 + "-0000" * 3 + "-" + "0" * 12
 
 
 def put_text(file: h5py.File, name: str, text: str | bytes) -> None:
@@ -50,6 +51,18 @@ def ledger(called: str, **changes: Any) -> Callable[[h5py.File], None]:
 
 def feature_map(called: str, **changes: Any) -> Callable[[h5py.File], None]:
     return fields("feature_map", called, **changes)
+
+
+def merged_ledger(called: str, **changes: Any) -> Callable[[h5py.File], None]:
+    """The malformation `called` so: the file's ledger twice in a merged one, with other fields."""
+
+    def malform(file: h5py.File) -> None:
+        entry = json.loads(file["ledger"][()])
+        merged = {"schema_version": 2, "noise_sigma": 1.0, "releases": [entry, entry | {"release_id": OTHER_RELEASE}]}
+        put_text(file, "ledger", json.dumps(merged | changes))
+
+    malform.__name__ = called
+    return malform
 
 
 def nested(depth: int) -> Any:
@@ -175,6 +188,21 @@ CONTENT: list[Malformation] = [
     (ledger("later_version", schema_version=2), errors.UnsupportedVersionError, "version is 2"),
     (ledger("earlier_version", schema_version=0), errors.UnsupportedVersionError, "version is 0"),
     (ledger("version_that_is_no_number", schema_version=True), errors.UnsupportedVersionError, "version is True"),
+    (merged_ledger("noise_of_no_sum"), errors.InconsistentArtifactError, "merged noise"),
+    (merged_ledger("number_as_releases", releases=2), errors.LedgerError, "releases is 2; allowed is a list"),
+    (merged_ledger("object_as_releases", releases={"1": {}}), errors.LedgerError, "releases is {'1': {}}; allowed"),
+    (
+        merged_ledger("numbers_as_ledgers", releases=[1, 2]),
+        errors.LedgerError,
+        "release 1: ledger: expected a JSON",
+    ),
+    (merged_ledger("thousands_of_releases", releases=[{}] * 15_000), errors.LedgerError, r"15000 release\(s\) merged"),
+    (merged_ledger("deep_releases", releases=nested(900)), errors.LedgerError, r"1 release\(s\) merged"),
+    (merged_ledger("deep_noise", noise_sigma=nested(900)), errors.LedgerError, "noise_sigma is"),
+    (merged_ledger("noise_as_text", noise_sigma="1.0"), errors.LedgerError, "noise_sigma is '1.0'"),
+    (merged_ledger("nan_noise", noise_sigma=float("nan")), errors.TextError, "ledger: the number NaN"),
+    (merged_ledger("undeclared_merged_field", parts=2), errors.LedgerError, "'parts' of a merged ledger is not known"),
+    (merged_ledger("later_merged_version", schema_version=3), errors.UnsupportedVersionError, "version is 3"),
     (feature_map("negative_pooling", pooling=-4), FeatureMapError, "pooling is '-4'"),
     (feature_map("weight_that_no_float_holds", layer_weights=[10**400, 1]), FeatureMapError, "layer_weights"),
     (feature_map("mean_that_no_float_holds", pixel_mean=[10**400, 0, 0]), FeatureMapError, "pixel_mean"),

@@ -21,9 +21,12 @@ ACCOUNTING_PROPERTIES = "property/test_accounting_properties.py"
 SIGMAS = "golden/test_sigma_values.py"
 LEDGER = "unit/test_ledger.py"
 AUDIT = "unit/test_audit.py"
+MERGING = "unit/test_merging.py"
 REGISTER = "unit/test_register.py"
 FILE = "unit/test_artifact_file.py"
 HOSTILE = "attacks/test_hostile_artifacts.py"
+FORGERIES = "attacks/test_forgeries.py"
+MERGE_COMMAND = "end_to_end/test_merge_command.py"
 RELEASED_NOISE = "statistical/test_release_noise.py"
 
 
@@ -474,6 +477,113 @@ MUTANTS = [
         "if True:",
         f"{AUDIT}::test_a_forged_claim_is_found_by_name",
     ),
+    # Merged releases
+    _mutant(
+        "the merged claim is the smallest epsilon",
+        "artifacts/merged_ledger.py",
+        '"epsilon": max(',
+        '"epsilon": min(',
+        f"{MERGING}::test_the_claim_is_the_largest_epsilon_and_the_largest_delta",
+    ),
+    _mutant(
+        "the merged claim is the smallest delta",
+        "artifacts/merged_ledger.py",
+        '"delta": max(',
+        '"delta": min(',
+        f"{MERGING}::test_the_claim_is_the_largest_epsilon_and_the_largest_delta",
+    ),
+    _mutant(
+        "the merged claim is shown for the release with the most noise",
+        "artifacts/claims.py",
+        "return min(artifact.ledger.releases",
+        "return max(artifact.ledger.releases",
+        f"{MERGING}::test_the_claim_is_the_largest_epsilon_and_the_largest_delta",
+    ),
+    _mutant(
+        "only the first of merged releases is audited",
+        "artifacts/claims.py",
+        "in enumerate(ledger.releases, 1)",
+        "in enumerate(ledger.releases[:1], 1)",
+        f"{MERGING}::test_a_part_that_its_audit_would_reject_makes_no_merged_file",
+    ),
+    _mutant(
+        "a release that was left out of a merged ledger is not missed",
+        "artifacts/claims.py",
+        "ledger.noise_sigma, sum_sigma(ledger.releases), meaning",
+        "ledger.noise_sigma, ledger.noise_sigma, meaning",
+        FORGERIES,
+    ),
+    _mutant(
+        "a merged ledger may hold a release twice",
+        "artifacts/merged_ledger.py",
+        "if release.release_id in numbers:",
+        "if False:",
+        FORGERIES,
+    ),
+    _mutant(
+        "a merged ledger may hold releases of different relations",
+        "artifacts/merged_ledger.py",
+        "            if difference is not None:",
+        "            if False:",
+        f"{MERGING}::test_a_ledger_of_releases_that_do_not_belong_together_is_refused",
+    ),
+    _mutant(
+        "persons and images pass for the same unit of privacy",
+        "artifacts/merged_ledger.py",
+        '    "unit_of_privacy": "unit of privacy",\n',
+        "",
+        f"{MERGING}::test_artifacts_that_differ_are_refused_in_a_sentence_of_their_own",
+    ),
+    _mutant(
+        "a merged ledger may hold one release, or none",
+        "artifacts/merged_ledger.py",
+        "if not 2 <= releases <= LARGEST_RELEASES:",
+        "if releases > LARGEST_RELEASES:",
+        f"{MERGING}::test_a_malformed_merged_ledger_is_refused_by_name",
+    ),
+    _mutant(
+        "the same artifact twice is added up",
+        "artifacts/merging.py",
+        "if release.release_id in holders:",
+        "if False:",
+        f"{MERGING}::test_one_release_in_two_parts_is_refused_also_inside_merged_ones",
+    ),
+    _mutant(
+        "artifacts that differ are added up",
+        "artifacts/merging.py",
+        "    if difference is not None:",
+        "    if False:",
+        f"{MERGING}::test_artifacts_that_differ_are_refused_in_a_sentence_of_their_own",
+    ),
+    _mutant(
+        "stored steps of different size are added up as if they were one",
+        "artifacts/merging.py",
+        "total = values << shift",
+        "total = values.copy()",
+        f"{MERGING}::test_the_merged_integers_are_the_sum_of_all_parts_without_any_rounding",
+    ),
+    _mutant(
+        "a sum beyond 64 bits wraps",
+        "artifacts/merging.py",
+        ">= 2**63:",
+        ">= 2**65:",
+        f"{MERGING}::test_a_sum_beyond_64_bits_is_refused_and_never_wraps",
+    ),
+    _mutant(
+        "the noise of a sum is told to be that of its first release",
+        "artifacts/artifact.py",
+        "for one in releases))",
+        "for one in releases[:1]))",
+        f"{RELEASED_NOISE}::test_a_merged_artifact_has_the_noise_of_all_its_releases_together",
+    ),
+    _mutant(
+        "artifacts that fail their audit are merged, and learned from",
+        "artifacts/hdf5_file.py",
+        '    if failed:\n        raise InconsistentArtifactError(\n            f"{path} claims',
+        '    if False:\n        raise InconsistentArtifactError(\n            f"{path} claims',
+        FORGERIES,
+        MERGE_COMMAND,
+    ),
     # Register
     _mutant(
         "the budget is not checked",
@@ -549,8 +659,8 @@ MUTANTS = [
     _mutant(
         "an artifact that its audit would reject is written",
         "artifacts/hdf5_file.py",
-        "    if failed:\n",
-        "    if False:\n",
+        '    if failed:\n        raise InconsistentArtifactError(f"the artifact was not written',
+        '    if False:\n        raise InconsistentArtifactError(f"the artifact was not written',
         f"{FILE}::test_an_artifact_that_its_audit_would_reject_is_not_written",
     ),
     _mutant(
