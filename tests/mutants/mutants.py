@@ -459,8 +459,8 @@ MUTANTS = [
     _mutant(
         "epsilon is recomputed from the sensitivity that the ledger claims",
         "artifacts/claims.py",
-        "delta, sensitivity=implied_sensitivity(ledger, relation), sigma",
-        "delta, sensitivity=ledger.sensitivity, sigma",
+        "delta, sensitivity=implied_sensitivity(release, relation), sigma",
+        "delta, sensitivity=release.sensitivity, sigma",
         f"{AUDIT}::test_a_forged_claim_is_found_by_name",
     ),
     _mutant(
@@ -495,8 +495,8 @@ MUTANTS = [
     _mutant(
         "the merged claim is shown for the release with the most noise",
         "artifacts/claims.py",
-        "return min(artifact.ledger.releases",
-        "return max(artifact.ledger.releases",
+        "return min(ledger.releases",
+        "return max(ledger.releases",
         f"{MERGING}::test_the_claim_is_the_largest_epsilon_and_the_largest_delta",
     ),
     _mutant(
