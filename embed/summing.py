@@ -28,6 +28,18 @@ class ExactSums:
     weighted_counts: npt.NDArray[np.int64] = field(repr=False)  # K, W for each image that was not clipped
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartialSums:
+    """What one process hands to the one that releases, once: private, un-noised. Lattice units throughout."""
+
+    process: int  # its number; the one that releases is process 0
+    non_negative: bool
+    unit_of_privacy: str
+    images: int = field(repr=False)  # summed in `totals`
+    persons: tuple[int, int] | None = field(repr=False)  # the first and the last of them; None by image, or without any
+    totals: npt.NDArray[np.int64] = field(repr=False)  # K x (D + 1), weighted counts last
+
+
 class ClassSums:
     """Sum of the bounded features of each class, and weighted number of images of each class.
 
@@ -36,8 +48,9 @@ class ClassSums:
         processes. With the unit "one person" it is Σ clip(Σ u over the person's images) over all persons, and
         ‖clip(·)‖² <= Λ². Every image passes through `bound_records` and every person through `clip_contribution` here,
         so no caller can add more.
-    Assumes: what these two assume; that the caller numbers persons rightly.
-    Source: DESIGN §3; PROOF.md, claims 2 and 6.
+    Assumes: what these two assume; that the caller numbers persons rightly; of `merge`, that an image is added in one
+        process only, and that parts arrive as they were handed over.
+    Source: DESIGN §3; PROOF.md, claims 2, 6 and 8.
     Args:
         class_count: K >= 1. dimension: D >= 1.
         non_negative: the feature map promises coordinates >= 0, and every record is held to it.
@@ -45,7 +58,8 @@ class ClassSums:
     Edge cases: no record at all leaves zeros; a batch of no records changes nothing. Of the person whose images are
         being added there is one vector for each class that the person is in: memory does not grow with the images.
     Raises: SummingError for labels outside 0..K-1, more than 2^(62-k) images, persons where none belong or none where
-        they do, a person's images that are not all in a row, or use after `take` or after a change that was broken off.
+        they do, a person's images that are not all in a row, a part that does not fit, or use after `take` or
+        `hand_over` or after a change that was broken off.
     """
 
     def __init__(
@@ -63,9 +77,11 @@ class ClassSums:
         self.count_weight = count_weight_lattice(self.lattice_exponent)
         self.max_records = 1 << (SUM_BITS - self.lattice_exponent)
         self._records = 0
+        self._last_merged = 0  # the process whose part was merged last; this one is 0, or hands over itself
         self._totals: npt.NDArray[np.int64] | None = np.zeros((class_count, dimension + 1), dtype=np.int64)
-        # None after `take`, and while they change: what breaks a change off leaves sums that nobody can release
-        self._person: int | None = None  # whose images are being added
+        # None once handed over, and while they change: what breaks a change off leaves sums that nobody can release
+        self._first_person: int | None = None
+        self._person: int | None = None  # the last one, whose images are being added, or were summed in a merged part
         self._own: dict[int, npt.NDArray[np.int64]] = {}  # that person's own sums, by class
 
     def __repr__(self) -> str:
@@ -111,6 +127,8 @@ class ClassSums:
                 if person != self._person:
                     self._finish_person(totals)
                     self._person = person
+                    if self._first_person is None:
+                        self._first_person = person
                 if label not in self._own:
                     self._own[label] = np.zeros(self.dimension + 1, dtype=np.int64)
                 target = self._own[label]
@@ -118,24 +136,53 @@ class ClassSums:
             target[-1] += self.count_weight
         self._totals = totals
 
-    def merge(self, other: ClassSums) -> None:
-        """Add the sums of `other`, over other records of the same schema, and empty `other`."""
-        if ONE_PERSON in (self.unit_of_privacy, other.unit_of_privacy):
-            raise SummingError("sums by person cannot be merged: one person could be in both and count twice")
-        shape = (self.class_count, self.dimension, self.non_negative)
-        if shape != (other.class_count, other.dimension, other.non_negative):
-            raise SummingError("sums of different classes, dimensions or feature maps cannot be merged")
-        if other is self:
-            raise SummingError("sums cannot be merged with themselves: every record would count twice")
+    def hand_over(self, *, process: int) -> PartialSums:
+        """Hand the sums over to the process that releases, once; the accumulator is unusable afterwards.
+
+        process: the number of this process, 1 or more. The person whose images came last is finished here.
+        """
+        if process < 1 or self._last_merged:
+            raise SummingError("process 0 and sums that were merged are released here, and handed over to no other")
+        totals = self._taken_out()
+        self._finish_person(totals)
+        return PartialSums(
+            process=process,
+            non_negative=self.non_negative,
+            unit_of_privacy=self.unit_of_privacy,
+            images=self._records,
+            persons=None if self._first_person is None or self._person is None else (self._first_person, self._person),
+            totals=totals,
+        )
+
+    def merge(self, part: PartialSums) -> None:
+        """Add what another process handed over: sums of other images and, by person, of later persons than all so far.
+
+        A part that does not fit is refused before anything changes, and so is a process that does not come after those
+        merged before: no part counts twice.
+        """
+        promised = (part.unit_of_privacy, part.non_negative) == (self.unit_of_privacy, self.non_negative)
+        if not promised or part.totals.shape != (self.class_count, self.dimension + 1):
+            raise SummingError("sums of different classes, dimensions, feature maps or units cannot be merged")
+        if part.process <= self._last_merged:
+            raise SummingError("the sums of each process can be merged once, in the order of processes")
+        if (part.persons is not None) != (part.unit_of_privacy == ONE_PERSON and part.images > 0):
+            raise SummingError("sums by person, and no others, come with their first and last person")
+        if part.persons is not None and self._person is not None and part.persons[0] <= self._person:
+            raise SummingError("a person could be in the sums of two processes and count twice")
+        largest = max(int(part.totals.max()), -int(part.totals.min()))
+        if part.totals.dtype != np.int64 or not largest <= part.images << self.lattice_exponent:
+            raise SummingError("these sums are larger than those of as many images can be")
         totals = self._taken_out()
         try:
-            self._reserve(other._records)
-            taken = other.take()
+            self._reserve(part.images)
         except DpmepfError:
             self._totals = totals
             raise
-        totals[:, :-1] += taken.features
-        totals[:, -1] += taken.weighted_counts
+        self._finish_person(totals)
+        if part.persons is not None:
+            self._person = part.persons[1]
+        self._last_merged = part.process
+        totals += part.totals
         self._totals = totals
 
     def take(self) -> ExactSums:
@@ -185,7 +232,8 @@ class ClassSums:
         if persons is None or persons.shape != (count,) or persons.dtype.kind not in "iu":
             raise SummingError("persons must be integers, one for each image, where the unit of privacy is one person")
         numbers: list[int] = persons.tolist()
-        before = numbers[:1] if self._person is None else [self._person]
+        # The last person may go on unless finished, as those in merged parts are.
+        before = numbers[:1] if self._person is None else [self._person if self._own else self._person + 1]
         if any(later < earlier for earlier, later in zip([*before, *numbers], numbers, strict=False)):
             raise SummingError("the images of a person must be added in a row, persons in rising order")
         return numbers

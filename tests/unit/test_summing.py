@@ -1,6 +1,7 @@
 """`ClassSums`: exact, order-free, bounded by itself, handed over once."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,7 @@ import pytest
 from dpmepf.artifacts.sensitivity import lattice_exponent
 from dpmepf.embed import summing
 from dpmepf.embed.bounding import bound_records
-from dpmepf.embed.summing import ClassSums, SummingError
+from dpmepf.embed.summing import ClassSums, PartialSums, SummingError
 
 CLASSES, DIMENSION = 4, 37
 
@@ -48,8 +49,8 @@ def test_sums_do_not_depend_on_order_batches_or_workers() -> None:
     pieces = [new_sums(), new_sums(), new_sums()]
     for position, batch in enumerate(np.array_split(order, 17)):
         pieces[position % 3].add(features[batch], labels[batch])
-    pieces[0].merge(pieces[1])
-    pieces[0].merge(pieces[2])
+    pieces[0].merge(pieces[1].hand_over(process=1))
+    pieces[0].merge(pieces[2].hand_over(process=2))
     merged = pieces[0].take()
     assert np.array_equal(merged.features, expected.features)
     assert np.array_equal(merged.weighted_counts, expected.weighted_counts)
@@ -93,17 +94,51 @@ def test_sums_are_handed_over_once() -> None:
     sums = new_sums()
     sums.add(*records(3))
     sums.take()
-    for use_again in (sums.take, lambda: sums.add(*records(3)), lambda: sums.merge(new_sums())):
+    assert_unusable(sums)
+
+
+def assert_unusable(sums: ClassSums) -> None:
+    uses: list[Callable[[], object]] = [
+        sums.take,
+        lambda: sums.hand_over(process=1),
+        lambda: sums.add(*records(3)),
+        lambda: sums.merge(new_sums().hand_over(process=1)),
+    ]
+    for use_again in uses:
         with pytest.raises(SummingError, match="released already"):
             use_again()
 
 
-def test_merging_empties_the_other_so_that_no_record_is_released_twice() -> None:
-    first, second = new_sums(), new_sums()
-    second.add(*records(3))
-    first.merge(second)
-    with pytest.raises(SummingError, match="released already"):
-        second.take()
+def test_sums_that_were_handed_over_are_no_longer_where_they_came_from() -> None:
+    sums = new_sums()
+    sums.add(*records(3))
+    sums.hand_over(process=1)
+    assert_unusable(sums)
+
+
+def test_the_sums_of_a_process_count_once() -> None:
+    sums, expected = new_sums(), new_sums()
+    expected.add(*records(3))
+    first, second = (handed_over(new_sums(), process) for process in (1, 2))
+    sums.merge(second)
+    for again in (first, second):
+        with pytest.raises(SummingError, match="once, in the order of processes"):
+            sums.merge(again)
+    assert np.array_equal(sums.take().features, expected.take().features)
+
+
+def handed_over(sums: ClassSums, process: int) -> PartialSums:
+    sums.add(*records(3))
+    return sums.hand_over(process=process)
+
+
+def test_the_process_that_releases_and_merged_sums_hand_nothing_over() -> None:
+    with pytest.raises(SummingError, match="released here"):
+        new_sums().hand_over(process=0)
+    sums = new_sums()
+    sums.merge(handed_over(new_sums(), 1))
+    with pytest.raises(SummingError, match="released here"):
+        sums.hand_over(process=2)
 
 
 @pytest.mark.parametrize(
@@ -112,17 +147,40 @@ def test_merging_empties_the_other_so_that_no_record_is_released_twice() -> None
         ClassSums(class_count=CLASSES + 1, dimension=DIMENSION, non_negative=False),
         ClassSums(class_count=CLASSES, dimension=DIMENSION + 1, non_negative=False),
         ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=True),
+        ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=False, unit_of_privacy="one person"),
     ],
 )
 def test_sums_of_another_shape_are_not_merged(other: ClassSums) -> None:
     with pytest.raises(SummingError, match="cannot be merged"):
-        new_sums().merge(other)
+        new_sums().merge(other.hand_over(process=1))
 
 
-def test_sums_are_not_merged_with_themselves() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": 2},
+        {"images": -1},
+        {"totals": np.full((CLASSES, DIMENSION + 1), -(2**63))},
+        {"totals": np.zeros((CLASSES, DIMENSION + 1))},
+        {"persons": (0, 1)},
+    ],
+)
+def test_sums_that_so_many_images_cannot_have_are_not_merged(changes: dict[str, object]) -> None:
     sums = new_sums()
-    with pytest.raises(SummingError, match="themselves"):
-        sums.merge(sums)
+    features = np.zeros((3, DIMENSION), dtype=np.float32)
+    features[:, 0] = 1
+    sums.add(features, np.zeros(3, dtype=np.int64))
+    part = sums.hand_over(process=1)
+    merged = new_sums()
+    with pytest.raises(SummingError, match=r"larger than|first and last"):
+        merged.merge(dataclasses.replace(part, **changes))  # type: ignore[arg-type]
+    merged.merge(part)
+    assert merged.take().features.max() == 3 << lattice_exponent(DIMENSION)
+
+
+def test_what_is_handed_over_shows_no_private_value_when_printed() -> None:
+    part = handed_over(new_sums(), 1)
+    assert repr(part) == "PartialSums(process=1, non_negative=False, unit_of_privacy='one image')"
 
 
 def test_more_records_than_int64_can_hold_are_refused_before_anything_overflows() -> None:
@@ -132,6 +190,16 @@ def test_more_records_than_int64_can_hold_are_refused_before_anything_overflows(
     sums.add(*records(5))
     with pytest.raises(SummingError, match="64-bit"):
         sums.add(*records(1))
+    assert sums.take().weighted_counts.sum() == 5 * sums.count_weight
+
+
+def test_the_records_of_all_processes_together_are_limited_so() -> None:
+    sums = new_sums()
+    sums.max_records = 5
+    sums.add(*records(2))
+    sums.merge(handed_over(new_sums(), 1))
+    with pytest.raises(SummingError, match="64-bit"):
+        sums.merge(handed_over(new_sums(), 2))
     assert sums.take().weighted_counts.sum() == 5 * sums.count_weight
 
 
@@ -265,10 +333,58 @@ def test_persons_have_no_place_where_the_unit_is_one_image() -> None:
         new_sums().add(*records(3), np.arange(3))
 
 
-def test_sums_by_person_are_not_merged_since_a_person_could_be_in_both() -> None:
-    for one, other in ((by_person(), by_person()), (by_person(), new_sums()), (new_sums(), by_person())):
-        with pytest.raises(SummingError, match="one person could be in both"):
-            one.merge(other)
+def test_sums_by_person_of_several_processes_are_those_of_one() -> None:
+    """Every split between persons, into two or three, some with nobody."""
+    features, labels = records(12)
+    owners = np.repeat([3, 4, 9, 11], [1, 4, 6, 1])
+    expected = by_person()
+    expected.add(features, labels, owners)
+    total = expected.take()
+    cuts = [0, 1, 5, 11, 12]
+    for first in cuts:
+        for second in (cut for cut in cuts if cut >= first):
+            shares = [by_person() for _ in range(3)]
+            for sums, start, stop in zip(shares, (0, first, second), (first, second, 12), strict=True):
+                sums.add(features[start:stop], labels[start:stop], owners[start:stop])
+            for process in (1, 2):
+                shares[0].merge(shares[process].hand_over(process=process))
+            found = shares[0].take()
+            assert np.array_equal(found.features, total.features)
+            assert np.array_equal(found.weighted_counts, total.weighted_counts)
+
+
+def sums_of_persons(*numbers: int) -> ClassSums:
+    sums = by_person()
+    sums.add(*records(len(numbers)), np.array(numbers))
+    return sums
+
+
+@pytest.mark.parametrize(("persons", "others"), [((1, 2), (2, 3)), ((3,), (1, 2)), ((1, 4), (2, 3))])
+def test_a_person_who_could_be_in_the_sums_of_two_processes_is_refused(
+    persons: tuple[int, ...], others: tuple[int, ...]
+) -> None:
+    sums = sums_of_persons(*persons)
+    with pytest.raises(SummingError, match="a person could be in the sums of two"):
+        sums.merge(sums_of_persons(*others).hand_over(process=1))
+    between = by_person()
+    between.merge(sums_of_persons(*persons).hand_over(process=1))
+    with pytest.raises(SummingError, match="a person could be in the sums of two"):
+        between.merge(sums_of_persons(*others).hand_over(process=2))
+
+
+def test_a_person_in_merged_sums_does_not_come_again() -> None:
+    sums = sums_of_persons(1)
+    sums.merge(sums_of_persons(2, 3).hand_over(process=1))
+    for person in (1, 2, 3):
+        with pytest.raises(SummingError, match="in a row"):
+            sums.add(*records(1), np.array([person]))
+    sums.add(*records(1), np.array([4]))
+
+
+def test_sums_by_person_without_their_persons_are_refused() -> None:
+    part = sums_of_persons(2, 3).hand_over(process=1)
+    with pytest.raises(SummingError, match="first and last"):
+        by_person().merge(dataclasses.replace(part, persons=None))
 
 
 def test_another_unit_of_privacy_is_refused() -> None:
