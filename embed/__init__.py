@@ -5,6 +5,7 @@
     noise           add_discrete_gaussian_noise        trusted core
     release         release                            trusted core
     pipeline        embed_images, sum_images, plan, EmbedSettings
+    distributed     joined, Processes: several processes, one release
     expectation     noise_to_signal, noise_per_feature, noise_per_count
     display         what the command shows
     command         main (dpmepf-embed)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+import torch
 from rich.text import Text
 
 from dpmepf.artifacts.accounts import Budget
@@ -25,8 +28,9 @@ from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
+from dpmepf.embed.distributed import Processes, StoppedByLauncherError, joined, launched_processes
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
-from dpmepf.embed.pipeline import EmbedSettings, embed_images, plan
+from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import console, reports_errors
@@ -40,6 +44,7 @@ from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
+SECONDS_TO_SPEAK = 10  # for the first of several processes, before torchrun stops it
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
 
 
@@ -88,7 +93,21 @@ class _Stage:
             return False
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class _SpeakingOnce(click.Command):
+    """Of several processes that cannot read their options, the first says so."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            processes = launched_processes()
+            if processes is None or processes.first:
+                raise
+            time.sleep(SECONDS_TO_SPEAK)
+            raise click.exceptions.Exit(error.exit_code) from None
+
+
+@click.command(cls=_SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -227,6 +246,7 @@ class _Stage:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the release to stdout.")
 @reports_errors(private_data=True)
+@joined()
 def main(
     *,
     data: Path | None,
@@ -263,6 +283,10 @@ def main(
 
     The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
     """
+    processes = launched_processes()
+    releases = processes is None or processes.first
+    if processes is not None and (dry_run or list_unreadable is not None):
+        raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
     unit = _unit_of_privacy(unit_list, unit_from_folder)
     settings = EmbedSettings(
         epsilon=epsilon,
@@ -271,19 +295,20 @@ def main(
         unit_of_privacy=unit,
         batch_size=batch_size,
         workers=workers,
-        device=str(choose_device(device)),
+        device=_device(device, processes),
         skip_unreadable=skip_unreadable,
         dataset_name=UNNAMED if dataset_name is None else dataset_name,
-        register=_register(dataset_name, register_file, budget_eps),
-        budget=_budget(budget_eps, budget_delta, delta, relation, unit),
+        register=_register(dataset_name, register_file, budget_eps) if releases else None,
+        budget=_budget(budget_eps, budget_delta, delta, relation, unit) if releases else None,
     )
     declared = None if classes is None else _declared_classes(classes)
     if list_unreadable is not None:
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
-    _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+    if releases:
+        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     signing_key = None
-    if sign_key is not None and not dry_run:
+    if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
         signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
     # The encoder is checked before the data: with a stand-in size until the schema is known.
@@ -318,8 +343,19 @@ def main(
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
         feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
         plan(schema, feature_map, settings)
+        if processes is not None and not processes.first:
+            embed_share(
+                source,
+                schema=schema,
+                feature_map=feature_map,
+                settings=settings,
+                persons=persons,
+                processes=processes,
+            )
+            return
         announce(source, schema)
-        with embedding_progress(len(source), len(schema.classes) * (feature_map.dimension + 1)) as (
+        images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
+        with embedding_progress(images, len(schema.classes) * (feature_map.dimension + 1)) as (
             on_images,
             on_noise,
         ):
@@ -329,6 +365,7 @@ def main(
                 feature_map=feature_map,
                 settings=settings,
                 persons=persons,
+                processes=processes,
                 on_images=on_images,
                 on_charge=stage.charge,
                 on_noise=on_noise,
@@ -343,6 +380,14 @@ def main(
     if skip_unreadable:  # the same words whether there were any: that is private
         warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
     show_release(artifact, output, as_json)
+
+
+def _device(name: str, processes: Processes | None) -> str:
+    """Where the encoder runs; by itself, each of several processes on a machine takes another GPU."""
+    device = choose_device(name)
+    if name == "auto" and device.type == "cuda" and processes is not None:
+        device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
+    return str(device)
 
 
 def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:
@@ -428,6 +473,8 @@ def _stopping_plainly(stage: _Stage) -> Iterator[None]:
     """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
     try:
         yield
+    except StoppedByLauncherError as error:
+        raise _stopped(str(error), stage, StoppedReleaseError) from None
     except KeyboardInterrupt:
         raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
     except UnreadableImageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,8 +17,10 @@ from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.distributed import Processes
 from dpmepf.embed.release import release
 from dpmepf.embed.summing import ClassSums
+from dpmepf.shared import __version__
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_errors import UnreadableImageError
@@ -98,6 +101,7 @@ def embed_images(
     feature_map: FeatureMap,
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
+    processes: Processes | None = None,
     on_images: Callable[[int], None] | None = None,
     on_charge: Callable[[Ledger], None] | None = None,
     on_noise: Callable[[int], None] | None = None,
@@ -109,13 +113,16 @@ def embed_images(
         source: private images with labels. schema: what is public of them.
         feature_map: φ for the schema's resolution and channels, on `settings.device`.
         persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
-        on_images: called with the number of images just embedded. A running total of them is private: it may be shown
-            to the custodian while it runs, and must not be stored.
+        processes: those that work on it together, of which this is the first; the others call `embed_share` with the
+            same arguments.
+        on_images: called with the number of images just embedded here. A running total of them is private: it may be
+            shown to the custodian while it runs, and must not be stored.
         on_charge: called with the ledger right before the release is charged to the register.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
     Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
-        before any image is read; errors of the loader; NoiseError.
+        before any image is read; ProcessesError if others see another data set, or end; errors of the loader;
+        NoiseError.
     """
     plan(schema, feature_map, settings)
 
@@ -131,9 +138,12 @@ def embed_images(
         feature_map=feature_map,
         settings=settings,
         persons=persons,
+        processes=processes,
         on_images=on_images,
         on_unreadable=on_unreadable,
     )
+    if processes is not None:
+        processes.collect(sums)
     return release(
         sums,
         classes=schema.classes,
@@ -148,6 +158,29 @@ def embed_images(
     )
 
 
+def embed_share(
+    source: ImageSource,
+    *,
+    schema: ImageSchema,
+    feature_map: FeatureMap,
+    settings: EmbedSettings,
+    persons: npt.NDArray[np.int64] | None = None,
+    processes: Processes,
+    on_unreadable: Callable[[UnreadableImageError], None] | None = None,
+) -> None:
+    """What every process but the first does: embed its share of `source` and hand the sums to the first."""
+    sums = sum_images(
+        source,
+        schema=schema,
+        feature_map=feature_map,
+        settings=settings,
+        persons=persons,
+        processes=processes,
+        on_unreadable=on_unreadable,
+    )
+    processes.hand_over(sums)
+
+
 def sum_images(
     source: ImageSource,
     *,
@@ -155,14 +188,16 @@ def sum_images(
     feature_map: FeatureMap,
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
+    processes: Processes | None = None,
     on_images: Callable[[int], None] | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> ClassSums:
-    """Exact class sums of the features of every image: private until they are released.
+    """Exact class sums of the features of every image, or of this process's share: private until they are released.
 
     Every forward pass has the same shape, in float32, so that an image's features do not depend on which images share
     its batch: the sums are bit-identical for any order of the records and any number of workers. Where `persons` are
-    given, the images of each are embedded in a row, so that one person's sums are in memory at a time.
+    given, the images of each are embedded in a row, so that one person's sums are in memory at a time, and by one
+    process. Several `processes` have to see the same images in the same order, which is checked before any is read.
     """
     if (persons is None) == (settings.unit_of_privacy == ONE_PERSON):
         raise UsageError("persons have to be given if the unit of privacy is one person, and only then")
@@ -171,6 +206,11 @@ def sum_images(
             raise UsageError("persons must be given for each image")
         order = np.argsort(persons, kind="stable")
         source, persons = source.rearranged(order), persons[order]
+    if processes is not None:
+        processes.require_same(_fingerprint(source, schema, feature_map, settings, persons))
+        places = np.arange(len(source))
+        share = processes.share(places if persons is None else persons)
+        source, persons = source.rearranged(places[share]), None if persons is None else persons[share]
     sums = ClassSums(
         class_count=len(schema.classes),
         dimension=feature_map.dimension,
@@ -193,6 +233,27 @@ def sum_images(
         if on_images is not None:
             on_images(len(places))
     return sums
+
+
+def _fingerprint(
+    source: ImageSource,
+    schema: ImageSchema,
+    feature_map: FeatureMap,
+    settings: EmbedSettings,
+    persons: npt.NDArray[np.int64] | None,
+) -> bytes:
+    """SHA-256 of what processes must have in common. It tells of private names: it stays among the processes."""
+    common = (
+        *(__version__, torch.__version__, schema, feature_map.description, source.kind, source.split, len(source)),
+        *(settings.epsilon, settings.delta, settings.relation, settings.unit_of_privacy, settings.batch_size),
+        *(torch.device(settings.device).type, settings.skip_unreadable, settings.dataset_name),
+    )
+    digest = hashlib.sha256(repr(common).encode())
+    digest.update(source.labels.tobytes())
+    digest.update(b"" if persons is None else persons.tobytes())
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.digest()
 
 
 def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:

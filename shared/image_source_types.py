@@ -73,7 +73,7 @@ class ImageSource(ABC):
         return len(self.labels)
 
     def rearranged(self, order: NDArray[np.int64]) -> Self:
-        """The same images in another order: image i of the result is image `order[i]` of this source."""
+        """The same images in another order, or some of them: image i of the result is image `order[i]` of this one."""
         other = copy.copy(self)
         other.labels = self.labels[order]
         return other

@@ -30,9 +30,10 @@ _work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None 
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, at most 16."""
+    """Cores that this process may use, at most 16: its part of them where torchrun started several on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_DEFAULT_WORKERS)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(cores // processes, _MOST_DEFAULT_WORKERS))
 
 
 def default_workers() -> int:
@@ -90,6 +91,7 @@ def _start_worker(function: Callable[[ImageSource, int, int], Any], source: Imag
     global _work
     _work = (function, source)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the main process makes of it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
