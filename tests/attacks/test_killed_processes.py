@@ -1,0 +1,81 @@
+"""One of several processes fails, is killed or interrupted: the run ends, nothing is released, charged or left behind,
+and it is said once.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchrun import torchrun
+
+PROCESSES = 4
+LONG_ENOUGH = 100  # seconds in which it has to be over; the test machine needs about 15 to start it
+SECRET = "patient-4711"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = tmp_path / "private"
+    root.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(80):
+        Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(root / f"{SECRET}-{index:02}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "event", "said"),
+    [
+        (1, "kill before the data are opened", "another process of this run"),
+        (1, "kill while embedding", "another process of this run"),
+        (3, "kill while embedding", "another process of this run"),
+        (0, "kill while embedding", "another process of this run"),
+        (0, "kill after the sums", None),
+        (2, "a defect that quotes private values", "internal error RuntimeError"),
+        (0, "a defect that quotes private values", "internal error RuntimeError"),
+        (2, "Ctrl-C while embedding", "interrupted: nothing was released and nothing was written"),
+        (2, "Ctrl-C at torchrun", "interrupted: nothing was released and nothing was written"),
+        (2, "an image that cannot be decoded", "an image cannot be used"),
+    ],
+)
+def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence(
+    data: Path, tmp_path: Path, rank: int, event: str, said: str | None
+) -> None:
+    out, register = tmp_path / "out", tmp_path / "register.sqlite"
+    out.mkdir()
+    if event == "an image that cannot be decoded":
+        (data / f"{SECRET}-{20 * rank:02}.png").write_bytes(b"not an image")
+        event = ""
+    began = time.monotonic()
+    finished = torchrun(
+        *(PROCESSES, Path(__file__).with_name("embedding_process.py"), rank, event),
+        *("--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu", "--output", out / "a.h5"),
+        *("--classes", "1", "--resolution", 28, "--channels", 1),
+        *("--dataset", "clinic", "--register", register, "--budget-eps", 2),
+    )
+    assert finished.returncode != 0
+    assert time.monotonic() - began < LONG_ENOUGH
+    assert list(out.iterdir()) == []
+    assert not register.exists()
+    assert finished.stdout == ""
+    assert SECRET not in finished.stderr
+    sentences = [line for line in finished.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(sentences) == (said is not None), finished.stderr
+    assert said is None or said in sentences[0]
+    assert "Released once" not in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "said"), [("--data", "does not exist"), ("--eps", "is not a valid float")])
+def test_an_option_that_every_process_refuses_is_refused_once(tmp_path: Path, option: str, said: str) -> None:
+    options = {"--data": tmp_path, "--eps": 2, "--output": tmp_path / "a.h5"} | {option: "nowhere"}
+    finished = torchrun(2, "-m", "dpmepf.embed", *(part for pair in options.items() for part in pair))
+    assert finished.returncode != 0
+    assert finished.stderr.count("Error: ") - finished.stderr.count("ChildFailedError: ") == 1, finished.stderr
+    assert said in finished.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,127 @@
+"""Several processes make one release: the integers of one process, one charge, one artifact, one voice."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from summing_process import SCHEMA, UNITS, exact_sums
+from torchrun import torchrun
+
+from dpmepf.artifacts.audit import audit_artifact
+from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.register import Register
+from dpmepf.embed import command
+from dpmepf.embed.distributed import Processes, joined, launched_processes
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.image_workers import usable_cores
+
+SECRET = "patient-4711"
+IMAGES = 43
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Persons with 1 to 8 images, in both classes."""
+    root = tmp_path_factory.mktemp("private")
+    generator = np.random.default_rng(0)
+    for index in range(IMAGES):
+        person = f"{SECRET}-{generator.integers(12)}"
+        path = root / SCHEMA.classes[index % 2] / person / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(path)
+    return root
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(2, 9))
+def test_the_shares_of_all_processes_are_all_images_once_and_each_persons_in_one(sizes: list[int], count: int) -> None:
+    owners = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    shares = [Processes(rank=rank, count=count, local_rank=0).share(owners) for rank in range(count)]
+    assert np.concatenate([np.arange(len(owners))[share] for share in shares]).tolist() == list(range(len(owners)))
+    persons = [set(owners[share].tolist()) for share in shares]
+    assert sum(map(len, persons)) == len(sizes)
+    largest = max(sizes, default=0)
+    assert all(len(owners[share]) <= len(owners) / count + largest + 1 for share in shares)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_what_is_noised_is_bit_identical_to_one_process_for_both_units_of_privacy(
+    data: Path, tmp_path: Path, count: int
+) -> None:
+    """None can be reached from outside, and those that do not see the same images in the same order stop."""
+    finished = torchrun(count, Path(__file__).with_name("summing_process.py"), data, tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    threads = torch.get_num_threads()
+    try:
+        for unit in UNITS:
+            expected = exact_sums(open_images(data, classes=SCHEMA.classes), unit, None)
+            assert expected is not None and expected.any()
+            assert np.array_equal(np.load(tmp_path / f"{unit}.npy"), expected)
+    finally:
+        torch.set_num_threads(threads)
+    for rank in range(count):
+        assert set((tmp_path / f"addresses {rank}").read_text().split()) == {"0100007F"}  # 127.0.0.1
+    refusals = [(tmp_path / f"refused {rank}").read_text() for rank in range(count)]
+    assert all("do not see the same images" in refusal for refusal in refusals)
+
+
+def test_the_command_releases_once_by_two_processes(data: Path, tmp_path: Path) -> None:
+    output, register = tmp_path / "artifact.h5", tmp_path / "register.sqlite"
+    finished = torchrun(
+        *(2, "-m", "dpmepf.embed", "--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu"),
+        *("--classes", "healthy,ill", "--unit-from-folder", "--output", output),
+        *("--dataset", "clinic", "--register", register, "--budget-eps", 3, "--json"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert audit_artifact(output).valid
+    ledger = read_artifact(output).ledger
+    assert [release.ledger for release in Register(register).read().accounts["clinic"].releases] == [ledger]
+    assert finished.stdout.count(ledger.release_id) == finished.stdout.count("\n") == 1
+    assert finished.stderr.count("Released once") == finished.stderr.count("Embedding images") == 1
+    assert SECRET not in finished.stderr and not re.search(rf"\b({IMAGES}|{IMAGES // 2})\b", finished.stderr)
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, register.name}
+
+
+def test_torchruns_one_process_is_as_any_and_joins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    with joined():
+        assert launched_processes() is None
+        assert not torch.distributed.is_initialized()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_torchrun_would_repeat_by_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in (environment | {"TORCHELASTIC_MAX_RESTARTS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="made again"), joined():
+        pytest.fail("it began")
+
+
+def test_each_process_on_a_machine_takes_another_gpu_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    several = [Processes(rank=4 + local, count=8, local_rank=local) for local in range(4)]
+    assert [command._device("auto", one) for one in several] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert command._device("auto", None) == "cuda"
+    assert command._device("cpu", several[1]) == "cpu"
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    cores = []
+    for count in ("1", "4", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        cores.append(usable_cores())
+    assert cores == [12, 3, 1]
