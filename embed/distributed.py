@@ -149,12 +149,12 @@ def joined() -> Iterator[None]:
     console.quiet = not processes.first
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise UsageError("torchrun --max-restarts is not allowed: a release that was charged would be made again")
-    signal.signal(signal.SIGTERM, _stopped_by_launcher)
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and _has_loopback():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
     with _losses_said_plainly():
         store, rank, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
+    signal.signal(signal.SIGTERM, _stopped_by_launcher)  # from now on there is something to say
     try:
         yield
     except BaseException as error:
