@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,15 @@ import torch
 from rich.text import Text
 
 from dpmepf.artifacts.accounts import Budget
-from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.atomic_file import check_writable_target
-from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
-from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger
+from dpmepf.artifacts.hdf5_file import write_artifact
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
-from dpmepf.embed.distributed import Processes, StoppedByLauncherError, joined, launched_processes
+from dpmepf.embed.distributed import Processes, joined, launched_processes
+from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
@@ -36,61 +34,15 @@ from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import console, reports_errors
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
-from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
-from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 SECONDS_TO_SPEAK = 10  # for the first of several processes, before torchrun stops it
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
-
-
-class InterruptedEmbeddingError(DpmepfError):
-    """Ctrl-C."""
-
-    exit_code = 130
-
-
-class StoppedReleaseError(DpmepfError):
-    """A failure after the release was, perhaps, charged to the register or written."""
-
-
-@dataclasses.dataclass
-class _Stage:
-    """How far a release has come, for what is said if it goes no further."""
-
-    output: Path
-    register: Register | None = None
-    ledger: Ledger | None = None
-    """Once it is about to be charged."""
-    artifact: Artifact | None = None
-    """Once its noise is drawn."""
-
-    def charge(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    def charged(self) -> str:
-        """A clause on the charge, "" if there is none: a signal can come between the book's entry and our next line."""
-        if self.ledger is None or self.register is None or not self.register.path.exists():
-            return ""
-        try:
-            accounts = self.register.read().accounts.values()
-        except DpmepfError:
-            return f"the release may have been charged to {self.register.path}"
-        entered = {release.ledger.release_id for account in accounts for release in account.releases}
-        if self.ledger.release_id not in entered:
-            return ""
-        return f"the release was charged to {self.register.path} and stays charged"
-
-    def released(self) -> bool:
-        """Whether the output holds this very release: a signal can come when the file is complete already."""
-        try:
-            return self.artifact is not None and read_artifact(self.output).ledger == self.artifact.ledger
-        except DpmepfError:
-            return False
 
 
 class _SpeakingOnce(click.Command):
@@ -337,8 +289,8 @@ def main(
     elif unit_from_folder:
         persons = persons_from_folders(source)
     keep_freed_memory()
-    stage = _Stage(output, settings.register)
-    with _stopping_plainly(stage):
+    stage = Stage(output, settings.register)
+    with stopping_plainly(stage):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
         feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
@@ -461,38 +413,8 @@ def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None)
 
 def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> None:
     check_writable_target(file, force=False)
-    with _stopping_plainly(_Stage(file)):
+    with stopping_plainly(Stage(file)):
         errors = find_unreadable(source, workers=workers)
     file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
     file.write_text("".join(f"{error.location}: {error.reason}\n" for error in errors), encoding="utf-8")
     console.print(Text(f"{file} lists the images that cannot be decoded; it is private. Nothing was released."))
-
-
-@contextmanager
-def _stopping_plainly(stage: _Stage) -> Iterator[None]:
-    """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
-    try:
-        yield
-    except StoppedByLauncherError as error:
-        raise _stopped(str(error), stage, StoppedReleaseError) from None
-    except KeyboardInterrupt:
-        raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
-    except UnreadableImageError as error:
-        raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
-    except DpmepfError as error:
-        if stage.artifact is None and not stage.charged():
-            raise
-        raise _stopped(str(error), stage, StoppedReleaseError) from None
-    except Exception:
-        if stage.artifact is not None or stage.charged():
-            warn(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
-        raise
-
-
-def _stopped(reason: str, stage: _Stage, error: type[DpmepfError]) -> DpmepfError:
-    if stage.released():
-        return error(f"{reason}; {stage.output} is complete: the release was made, and counts")
-    if stage.artifact is None and not stage.charged():
-        return error(f"{reason}: nothing was released and nothing was written")
-    found = f"{stage.output} does not hold the release"
-    return error(f"{reason}; {stage.charged()}, although {found}" if stage.charged() else f"{reason}; {found}")

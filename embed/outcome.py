@@ -1,0 +1,96 @@
+"""What is said of a release that was interrupted or failed: read off the register and the file, not off what was meant.
+
+A signal or a full disk can come at any moment, also between the register's entry (or the file's name) and
+what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.register import Register
+from dpmepf.embed.display import warn
+from dpmepf.embed.distributed import StoppedByLauncherError
+from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.image_errors import UnreadableImageError
+
+
+class InterruptedEmbeddingError(DpmepfError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+class StoppedReleaseError(DpmepfError):
+    """A failure after the release was, perhaps, charged to the register or written."""
+
+
+@dataclass
+class Stage:
+    """How far a release has come, for what is said if it goes no further."""
+
+    output: Path
+    register: Register | None = None
+    ledger: Ledger | None = None
+    """Once it is about to be charged."""
+    artifact: Artifact | None = None
+    """Once its noise is drawn."""
+
+    def charge(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def charged(self) -> str:
+        """A clause on the charge, "" if there is none: a signal can come between the book's entry and our next line."""
+        if self.ledger is None or self.register is None or not self.register.path.exists():
+            return ""
+        try:
+            accounts = self.register.read().accounts.values()
+        except DpmepfError:
+            return f"the release may have been charged to {self.register.path}"
+        entered = {release.ledger.release_id for account in accounts for release in account.releases}
+        if self.ledger.release_id not in entered:
+            return ""
+        return f"the release was charged to {self.register.path} and stays charged"
+
+    def released(self) -> bool:
+        """Whether the output holds this very release: a signal can come when the file is complete already."""
+        try:
+            return self.artifact is not None and read_artifact(self.output).ledger == self.artifact.ledger
+        except DpmepfError:
+            return False
+
+
+@contextmanager
+def stopping_plainly(stage: Stage) -> Iterator[None]:
+    """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
+    try:
+        yield
+    except StoppedByLauncherError as error:
+        raise _stopped(str(error), stage, StoppedReleaseError) from None
+    except KeyboardInterrupt:
+        raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
+    except UnreadableImageError as error:
+        raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
+    except DpmepfError as error:
+        if stage.artifact is None and not stage.charged():
+            raise
+        raise _stopped(str(error), stage, StoppedReleaseError) from None
+    except Exception:
+        if stage.artifact is not None or stage.charged():
+            warn(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
+        raise
+
+
+def _stopped(reason: str, stage: Stage, error: type[DpmepfError]) -> DpmepfError:
+    if stage.released():
+        return error(f"{reason}; {stage.output} is complete: the release was made, and counts")
+    if stage.artifact is None and not stage.charged():
+        return error(f"{reason}: nothing was released and nothing was written")
+    found = f"{stage.output} does not hold the release"
+    return error(f"{reason}; {stage.charged()}, although {found}" if stage.charged() else f"{reason}; {found}")
