@@ -17,7 +17,7 @@ from pathlib import Path
 from dpmepf.artifacts import accounting
 from dpmepf.artifacts.claims import check_ledger, implied_sensitivity
 from dpmepf.artifacts.errors import RegisterBudgetError, RegisterError
-from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS, UNNAMED, Ledger, check_dataset_name, plan_release
+from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS, UNNAMED, Ledger, check_dataset_name, folded_name, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.errors import UsageError
 
@@ -180,17 +180,12 @@ def account_to_charge(accounts: Mapping[str, Account], ledger: Ledger, budget: B
 
 def refuse_similar_name(accounts: Mapping[str, Account], dataset: str) -> None:
     """Raise RegisterBudgetError for a name like another's: the two would be two budgets for the same images."""
-    similar = next((known for known in accounts if _folded(known) == _folded(dataset)), None)
+    similar = next((known for known in accounts if folded_name(known) == folded_name(dataset)), None)
     if similar is not None:
         raise RegisterBudgetError(
             f"the data set's name {dataset!a} is almost that of {similar!a}, which has a budget: use that name, or one "
             "that differs by more than case, spaces and hyphens"
         )
-
-
-def _folded(name: str) -> str:
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(character for character in folded if character.isalnum())
 
 
 def refuse_inconsistent(ledger: Ledger) -> None:

@@ -94,7 +94,7 @@ class Artifact:
     def _noise_std(self) -> float:
         # Rounding to multiples of 2^s adds the variance of a uniform on 2^s integers, in each release before the sum.
         releases = self.ledger.releases
-        return math.sqrt(sum(one.sigma**2 + (4.0**one.coarsening_exponent - 1) / 12 for one in releases))
+        return math.sqrt(sum(one.sigma * one.sigma + (4.0**one.coarsening_exponent - 1) / 12 for one in releases))
 
 
 def check_size(class_count: int, dimension: int) -> None:

@@ -18,11 +18,13 @@ def check_writable_target(path: Path, *, force: bool) -> None:
     """Refuse a target that `write_atomically` would refuse, as far as that shows before anything is written.
 
     Raises:
-        ArtifactExistsError: a file is there and `force` is not given, or a folder is there.
+        ArtifactExistsError: a file is there and `force` is not given, or a folder or device is there.
         ArtifactWriteError: the folder that should hold it is missing.
     """
     if path.is_dir():
         raise ArtifactExistsError(f"{path} is a folder: name a file for the artifact")
+    if path.exists() and not path.is_file():
+        raise ArtifactExistsError(f"{path} is a device or a pipe: name a file for the artifact")
     if os.path.lexists(path) and not force:
         raise ArtifactExistsError(f"{path} exists already: choose another --output, or pass --force to replace it")
     if not path.parent.is_dir():

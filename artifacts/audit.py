@@ -13,7 +13,7 @@ from dpmepf.artifacts.accountants import EXACT, Estimate, estimate_epsilons
 from dpmepf.artifacts.claims import Check, check_claims, deciding_release, implied_sensitivity, recomputed_delta
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.ledger import Ledger
-from dpmepf.artifacts.merged_ledger import DISJOINTNESS, MergedLedger, sum_sigma
+from dpmepf.artifacts.merged_ledger import MergedLedger, sum_sigma
 from dpmepf.artifacts.signature import verify_file
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.feature_map_description import FeatureMapDescription
@@ -67,7 +67,7 @@ class AuditReport:
     @property
     def assumption(self) -> str | None:
         """What a merged artifact's claim rests on that nobody can check; None for a single release."""
-        return DISJOINTNESS if isinstance(self.ledger, MergedLedger) else None
+        return self.ledger.assumption if isinstance(self.ledger, MergedLedger) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it; sigma and sensitivity are in lattice units."""

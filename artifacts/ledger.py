@@ -11,6 +11,7 @@ import importlib.metadata
 import math
 import platform
 import re
+import unicodedata
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -239,6 +240,12 @@ def plan_release(
         dataset_name=dataset_name,
         unit_of_privacy=unit_of_privacy,
     )
+
+
+def folded_name(name: str) -> str:
+    """What names that look alike have in common: they differ by case, spaces and marks at most."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(character for character in folded if character.isalnum())
 
 
 def check_dataset_name(name: str) -> None:

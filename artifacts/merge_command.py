@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import click
@@ -11,8 +10,7 @@ from rich.text import Text
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import read_verified_artifact, write_artifact
-from dpmepf.artifacts.ledger import UNNAMED
-from dpmepf.artifacts.merged_ledger import DISJOINTNESS
+from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.shared.console import console, reports_errors
 from dpmepf.shared.errors import UsageError
@@ -52,21 +50,15 @@ def main(artifacts: tuple[Path, ...], output: Path, disjoint: bool, force: bool)
 
 def _show(merged: Artifact, output: Path) -> None:
     ledger = merged.ledger
+    assumption = ledger.assumption if isinstance(ledger, MergedLedger) else ""
     relation = ledger.relation.value.replace("-", " ")
     console.print(
         Text(
             f"{output}: {len(ledger.releases)} releases, together ({ledger.epsilon:g}, {ledger.delta:g})-"
-            f"differentially private, {relation}, for {ledger.unit_of_privacy}. {DISJOINTNESS}"
+            f"differentially private, {relation}, for {ledger.unit_of_privacy}. {assumption}"
         ),
         soft_wrap=True,
     )
-    names = Counter(release.dataset_name for release in ledger.releases if release.dataset_name != UNNAMED)
-    for name in (name for name, number in names.items() if number > 1):
-        console.print(
-            Text("Warning: ", style="bold yellow")
-            + Text(f"{names[name]} releases are of a data set called {name}: if it is the same, they are not disjoint"),
-            soft_wrap=True,
-        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from dpmepf.artifacts.errors import LedgerError, UnsupportedVersionError
-from dpmepf.artifacts.ledger import SCHEMA_PARTS, Ledger, check_version
+from dpmepf.artifacts.ledger import SCHEMA_PARTS, UNNAMED, Ledger, check_version, folded_name
 from dpmepf.artifacts.relation import NeighbouringRelation
 
 SCHEMA_VERSION = 2
@@ -26,9 +26,6 @@ COMMON = {
     "non_negative_features": "clamping of negative features",
 }
 """What releases must have in common to be added up, and for their claims to be one."""
-DISJOINTNESS = (
-    "That no record, or person, is in two of the merged releases is what their custodians say: no file can show it."
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +87,23 @@ class MergedLedger:
             object.__setattr__(self, name, value)
 
     @property
+    def assumption(self) -> str:
+        """What the claim rests on that no file can show, and what in this one speaks against it."""
+        replaced = self.relation is NeighbouringRelation.REPLACE_ONE
+        within = ", and that each is only replaced within its own," if replaced else ""
+        said = f"That no record, or person, is in two of the merged releases{within} is what their custodians say: "
+        names: dict[str, list[str]] = {}
+        for release in self.releases:
+            if release.dataset_name != UNNAMED:
+                names.setdefault(folded_name(release.dataset_name), []).append(release.dataset_name)
+        doubts = (
+            f" {len(alike)} of the releases are of a data set called {alike[0]}: if it is one, they are not disjoint."
+            for alike in names.values()
+            if len(alike) > 1
+        )
+        return f"{said}no file can show it.{''.join(doubts)}"
+
+    @property
     def mechanism(self) -> str:
         """That of every release."""
         return self.releases[0].mechanism
@@ -149,8 +163,12 @@ def merge_ledgers(releases: tuple[Ledger, ...]) -> MergedLedger:
 
 
 def sum_sigma(releases: tuple[Ledger, ...]) -> float:
-    """Standard deviation of the sum of the releases' independent noise; of one release, its sigma, bit by bit."""
-    return math.sqrt(math.fsum(release.sigma**2 for release in releases))
+    """Standard deviation of the sum of the releases' independent noise; of one release, its sigma, bit by bit.
+
+    The same bits on every machine, since it is compared: IEEE multiplication, `fsum` and `sqrt` are rounded correctly,
+    while a power is as the C library has it.
+    """
+    return math.sqrt(math.fsum(release.sigma * release.sigma for release in releases))
 
 
 def mismatch(one: Ledger, other: Ledger) -> str | None:

@@ -29,7 +29,7 @@ def merge_artifacts(parts: Iterable[tuple[str, Artifact]]) -> Artifact:
 
     Args:
         parts: two or more artifacts, each with the name that messages call it by. They may be merged ones. They are
-            taken one by one: two at a time are in memory.
+            taken one by one: of the largest, adding takes some 1.1 GB.
 
     Returns:
         The merged artifact.

@@ -37,6 +37,7 @@ _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full: free some space or choose another --output",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another --output",
     errno.EACCES: "permission was denied: choose a path you may read or write",
+    errno.ENAMETOOLONG: "a file name is too long: choose a shorter one",
     errno.EPERM: "permission was denied: choose a path you may read or write",
     errno.EROFS: "the file system is read-only: choose another --output",
 }

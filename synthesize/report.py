@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.synthesize.checkpoint import replacing
 from dpmepf.synthesize.pictures import CURVE_FILE, MOST_LABELLED_ROWS, PREVIEW_FILE
 
@@ -87,6 +88,8 @@ def privacy_claim(artifact: Mapping[str, Any]) -> str:
     if number > 1:
         what = f"The {number} releases these images come from are together"
         condition = f", if no {unit.removeprefix('one ')} is in two of them, as their custodians say"
+        if artifact["relation"] == NeighbouringRelation.REPLACE_ONE.value:
+            condition += ", and each is only replaced within its own"
     return (
         f"{what} (ε = {artifact['epsilon']:g}, δ = {artifact['delta']:g})-differentially private for {change} "
         f"{unit}{condition}."

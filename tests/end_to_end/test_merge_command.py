@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,26 @@ def test_an_input_is_never_the_output_even_by_force(output: str) -> None:
 
 
 def test_releases_of_data_sets_of_one_name_are_warned_of() -> None:
-    write_artifact(Path("again.h5"), example_artifact(dataset_name="north"))
+    write_artifact(Path("again.h5"), example_artifact(dataset_name="North "))
     result = merge("north.h5", "again.h5", "-o", "all.h5", "--disjoint")
     assert result.exit_code == 0
-    assert "Warning: 2 releases are of a data set called north" in result.stderr
+    assert "2 of the releases are of a data set called north" in result.stderr
+    assert (
+        "2 of the releases are of a data set called north" in json.loads(audit("all.h5", "--json").stdout)["assumption"]
+    )
+
+
+def test_replaced_records_have_to_stay_within_their_release() -> None:
+    for name in ("one.h5", "two.h5"):
+        write_artifact(Path(name), example_artifact(dataset_name=name, relation=NeighbouringRelation.REPLACE_ONE))
+    assert "is only replaced within its own" in merge("one.h5", "two.h5", "-o", "all.h5", "--disjoint").stderr
+
+
+@pytest.mark.parametrize("kind", ["pipe", "long name"])
+def test_an_output_that_is_no_file_is_refused_even_with_force(kind: str, tmp_path: Path) -> None:
+    output = tmp_path / ("pipe" if kind == "pipe" else 300 * "x")
+    if kind == "pipe":
+        os.mkfifo(output)
+    result = merge("north.h5", "south.h5", "-o", output, "--disjoint", "--force")
+    assert_refused(result, 2 if kind == "pipe" else 1, "a device or a pipe" if kind == "pipe" else "too long")
+    assert kind == "long name" or output.is_fifo()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ def test_the_claim_is_the_largest_epsilon_and_the_largest_delta(relation: Neighb
             for artifact in (strict, loose)
         )
         assert recomputed_delta(merged.ledger, epsilon, relation, coordinates=merged.coordinates) == worst
+
+
+def test_the_noise_of_a_sum_has_the_same_bits_on_every_machine() -> None:
+    """Correctly rounded at each step. A C library's power is not: an audit on another machine failed by it."""
+    ledgers = tuple(example_ledger(epsilon=epsilon) for epsilon in (0.3, 0.7, 1.1))
+    rounded = math.fsum(float(Fraction(ledger.sigma) ** 2) for ledger in ledgers)
+    assert sum_sigma(ledgers) == math.sqrt(rounded)
 
 
 def test_a_merged_ledger_tells_what_its_releases_inferred_and_are_called() -> None:
