@@ -10,6 +10,11 @@ from dpmepf.shared.errors import UsageError
 
 DEFAULT_PRESET = "standard"
 LARGEST_SEED = 2**63 - 1
+BFLOAT16_STEPS = {"quick": 700, "standard": 2160}
+"""Steps of presets where the device computes with bfloat16 natively, and a step takes a third of the time or less.
+
+They are needed, too: with its rounding, MNIST ended below where 720 steps in float32 end.
+"""
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -97,7 +102,7 @@ class SynthesisSettings:
 PRESETS: dict[str, SynthesisSettings] = {
     settings.preset: settings
     for settings in (
-        # a look at what will come out, in a minute or two on two cores
+        # a look at what will come out, in a few minutes on two cores
         SynthesisSettings(
             preset="quick",
             steps=350,
@@ -132,12 +137,16 @@ PRESETS: dict[str, SynthesisSettings] = {
 }
 
 
-def settings_for(preset: str = DEFAULT_PRESET, **overrides: Any) -> SynthesisSettings:
+def settings_for(preset: str = DEFAULT_PRESET, *, bfloat16: bool = False, **overrides: Any) -> SynthesisSettings:
     """Return the settings of `preset` with the given fields replaced.
+
+    Args:
+        bfloat16: whether the device computes with it natively (`autocast_dtype`): see `BFLOAT16_STEPS`.
 
     Raises:
         UsageError: unknown preset, or a value outside its range.
     """
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    return replace(PRESETS[preset], **overrides)
+    steps = BFLOAT16_STEPS.get(preset, PRESETS[preset].steps) if bfloat16 else PRESETS[preset].steps
+    return replace(PRESETS[preset], **{"steps": steps} | overrides)

@@ -19,6 +19,7 @@ from dpmepf.artifacts.signature import load_verifying_key, verify_file
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map
+from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from dpmepf.synthesize.generator import Generator, save_generator
@@ -124,9 +125,9 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     with request.artifact.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = _checkpoint(request, output, sha256)
-    settings = _settings(request, checkpoint)
-    numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
     device = choose_device(request.device)
+    settings = _settings(request, checkpoint, device)
+    numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
     feature_map = build_feature_map(artifact.feature_map, weights_file=request.encoder_weights, device=device)
 
     folder = output.begin(keep_checkpoint=checkpoint is not None)
@@ -175,10 +176,11 @@ def _checkpoint(request: SynthesisRequest, output: OutputFolder, sha256: str) ->
     return checkpoint
 
 
-def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None) -> SynthesisSettings:
+def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
     """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
     if checkpoint is None:
-        return settings_for(request.preset or DEFAULT_PRESET, **request.overrides)
+        bfloat16 = autocast_dtype(device) is torch.bfloat16
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)

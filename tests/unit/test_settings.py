@@ -46,6 +46,13 @@ def test_presets_draw_more_images_from_quick_to_best() -> None:
     assert all(name == settings.preset for name, settings in PRESETS.items())
 
 
+def test_steps_that_cost_less_are_more_unless_their_number_is_given() -> None:
+    for name in PRESETS:
+        assert settings_for(name, bfloat16=True).steps >= settings_for(name).steps == PRESETS[name].steps
+    assert settings_for("standard", bfloat16=True).steps == 2160
+    assert settings_for("standard", bfloat16=True, steps=5).steps == 5
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
 def test_the_learning_rate_rises_to_its_peak_and_falls_without_reaching_zero_early(steps: int) -> None:
     settings = settings_for("quick", steps=steps, learning_rate=1.0)
