@@ -41,6 +41,8 @@ def one_run(
     begun = time.perf_counter()
     call("dpmepf-embed", "--data", data, "--eps", epsilon, "--delta", options.delta, "--output", artifact)
     choices = ["--preset", options.preset] + ([] if options.steps is None else ["--steps", options.steps])
+    for path in options.public:
+        choices += ["--public", path]
     call("dpmepf-synth", artifact, "--output", synthetic, "--seed", seed, "--format", "npz", *choices)
     minutes = (time.perf_counter() - begun) / 60
     scores = json.loads(
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0, help="of the first run; the others count on from it")
     parser.add_argument("--preset", default="standard", help="of dpmepf-synth")
     parser.add_argument("--steps", type=int, help="of dpmepf-synth, by default the preset's")
+    parser.add_argument("--public", type=Path, nargs="+", default=[], help="public images, of dpmepf-synth")
     parser.add_argument("--classifiers", default="logistic,mlp,cnn", help="of dpmepf-eval")
     parser.add_argument("--keep", type=Path, help="folder for the preview pictures")
     options = parser.parse_args()

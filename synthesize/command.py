@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
-from dpmepf.synthesize.report import REPORT_FILE, privacy_claim
+from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, public_sentence
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
 from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisRequest, SynthesisResult, synthesise
@@ -53,6 +53,14 @@ from dpmepf.synthesize.training import GeneratorTraining
     default=True,
     show_default=True,
     help="Correct the class that an image was drawn for where the class means say otherwise.",
+)
+@click.option(
+    "--public",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Public images (folder, zip, IDX or .npz; labels are not used): those that look like a class by the class "
+    "means replace up to half of its generated images. Can be repeated.",
 )
 @click.option(
     "--preset",
@@ -105,6 +113,7 @@ def main(
     image_format: str,
     samples: int | None,
     relabel: bool,
+    public: tuple[Path, ...],
     preset: str | None,
     device: str,
     encoder_weights: Path | None,
@@ -126,6 +135,7 @@ def main(
         image_format=image_format,
         samples=samples,
         relabel=relabel,
+        public=public,
         device=device,
         encoder_weights=encoder_weights,
         verify_key=verify_key,
@@ -141,17 +151,22 @@ def main(
 
 
 class _Display:
-    """The live view: a bar for training with the loss, then one for drawing."""
+    """The live view: a bar for training with the loss, one for choosing public images, one for drawing."""
 
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
         self.images_per_step = 1
         self.training_task: TaskID | None = None
+        self.public_task: TaskID | None = None
         self.drawing_task: TaskID | None = None
 
     def callbacks(self, stop_requested: Callable[[], bool]) -> SynthesisCallbacks:
         return SynthesisCallbacks(
-            on_start=self.start, on_step=self.step, on_images=self.images, stop_requested=stop_requested
+            on_start=self.start,
+            on_step=self.step,
+            on_public_images=self.public_images,
+            on_images=self.images,
+            stop_requested=stop_requested,
         )
 
     def start(self, training: GeneratorTraining, folder: Path) -> None:
@@ -174,6 +189,11 @@ class _Display:
                 advance=self.images_per_step,
                 description=f"Training, loss {sum(recent) / len(recent):.4f}",
             )
+
+    def public_images(self, count: int, total: int) -> None:
+        if self.public_task is None:
+            self.public_task = self.bar.add_task("Looking at public images", total=total)
+        self.bar.advance(self.public_task, count)
 
     def images(self, count: int, total: int) -> None:
         if self.drawing_task is None:
@@ -209,6 +229,8 @@ def _summarise(result: SynthesisResult) -> None:
     what = IMAGES_FOLDER + "/" if record["output"]["format"] == "folder" else NPZ_FILE
     console.print()
     console.print(f"{record['output']['images']:,} images of {len(record['classes']):,} classes", style="bold")
+    if record["public"]:
+        console.print(public_sentence(record), soft_wrap=True, markup=False)
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)
     for label, name in (
         ("Look at", PREVIEW_FILE),

@@ -29,6 +29,7 @@ from dpmepf.synthesize.training import FeatureFunction
 IMAGES = 10_000  # drawn to learn from, over all classes
 FEWEST_OF_CLASS = 20
 CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their features a second time
+RADIUS_QUANTILE = 0.99  # of the squared distances of generated images from the mean of their class
 IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
 
 
@@ -42,6 +43,8 @@ class MeanDiscriminant:
     """
 
     def __init__(self, means: Tensor, metric: WithinClassMetric, features_of: FeatureFunction) -> None:
+        self.means = means
+        self.metric = metric
         self.features_of = features_of
         # From the centre of the means, ‖f − m‖² = ‖f‖² − 2·(f·Am − m·Am/2): the larger the bracket, the nearer.
         self.centre = means.mean(dim=0)
@@ -49,10 +52,16 @@ class MeanDiscriminant:
         self.directions = metric.apply(offsets)  # K x D
         self.thresholds = 0.5 * (self.directions * offsets).sum(dim=1)  # K
         self.temperature = 1.0
+        self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the nearer the class."""
         return (features - self.centre) @ self.directions.T - self.thresholds
+
+    def squared_distances(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Return (f − m)ᵀA(f − m) for each f of N×D features and the mean m of its class."""
+        deviations = features - self.means[classes]
+        return (deviations * self.metric.apply(deviations)).sum(dim=1)
 
     def calibrate(self, scores: Tensor, classes: Tensor) -> None:
         """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
@@ -72,6 +81,18 @@ class MeanDiscriminant:
         nearest = probabilities.argmax(dim=1)
         of_asked = probabilities.gather(1, asked[:, None]).squeeze(1)
         return torch.where((nearest == asked) | (of_asked < IMPROBABLE), nearest, LEFT_OUT)
+
+    @torch.inference_mode()
+    def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Look at N×C×R×R uint8 images of which nothing is known, on any device.
+
+        Returns:
+            Of each image the nearest class, by how much its score exceeds the second's, and the squared distance from
+            its mean.
+        """
+        features = _features(self.features_of, images.to(self.means.device))
+        best, classes = self.scores(features).topk(2, dim=1)
+        return classes[:, 0], best[:, 0] - best[:, 1], self.squared_distances(features, classes[:, 0])
 
 
 def learn_discriminant(
@@ -105,9 +126,14 @@ def learn_discriminant(
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
         discriminant = MeanDiscriminant(means, metric, features_of)
-        scores = torch.cat([discriminant.scores(_features(features_of, batch)) for batch, _ in kept])
-        classes = torch.cat([torch.full((len(batch),), index, device=device) for batch, index in kept])
-        discriminant.calibrate(scores, classes)
+        classes = [torch.full((len(batch),), index, device=device) for batch, index in kept]
+        scores, distances = [], []
+        for (batch, _), of_batch in zip(kept, classes, strict=True):
+            features = _features(features_of, batch)
+            scores.append(discriminant.scores(features))
+            distances.append(discriminant.squared_distances(features, of_batch))
+        discriminant.calibrate(torch.cat(scores), torch.cat(classes))
+        discriminant.squared_radius = float(torch.cat(distances).quantile(RADIUS_QUANTILE))
     return discriminant
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torchvision
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.shared import __version__
+from dpmepf.synthesize.public_images import ChosenImages, per_class
 from dpmepf.synthesize.sampling import class_folder_names
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.training import TrainedGenerator
@@ -23,6 +25,7 @@ def run_record(
     trained: TrainedGenerator,
     numbers: tuple[int, ...],
     *,
+    public: Sequence[ChosenImages],
     file: str,
     image_format: str,
     relabelled: bool,
@@ -36,7 +39,8 @@ def run_record(
         artifact: the release, or merged ones.
         settings: of the training.
         trained: its result.
-        numbers: images drawn of each class.
+        numbers: images of each class in the data set.
+        public: which of them, the last ones of each class, are public images.
         file: name of the artifact's file.
         image_format: `folder` or `npz`.
         relabelled: whether the class means corrected the classes that images were drawn for.
@@ -90,10 +94,31 @@ def run_record(
             "multiply_adds_per_image": generator.multiply_adds_per_image(),
         },
         "output": {"format": image_format, "images": sum(numbers), "relabelled": relabelled},
+        "public": [
+            {
+                "path": str(part.path),
+                "images": len(part.source),
+                "unreadable": part.unreadable,
+                "chosen": len(part.places),
+                "chosen_of_class": per_class([part], len(numbers)).tolist(),
+            }
+            for part in public
+        ],
         "classes": [
-            {"name": name, "folder": class_folder, "noisy_count": float(noisy_count), "images": number}
-            for name, class_folder, noisy_count, number in zip(
-                artifact.classes, folders, artifact.counts(), numbers, strict=True
+            {
+                "name": name,
+                "folder": class_folder,
+                "noisy_count": float(noisy_count),
+                "images": number,
+                "public_images": public_number,
+            }
+            for name, class_folder, noisy_count, number, public_number in zip(
+                artifact.classes,
+                folders,
+                artifact.counts(),
+                numbers,
+                per_class(public, len(numbers)).tolist(),
+                strict=True,
             )
         ],
         "timings": {name: round(seconds, 3) for name, seconds in timings.items()}

@@ -96,6 +96,17 @@ def privacy_claim(artifact: Mapping[str, Any]) -> str:
     )
 
 
+def public_sentence(record: Mapping[str, Any]) -> str:
+    """Say how many of a run's images are public ones, from where, and what could not be read."""
+    sources = [
+        f"{source['chosen']:,} of {source['images']:,} from {source['path']}"
+        + (f" ({source['unreadable']:,} unreadable)" if source["unreadable"] else "")
+        for source in record["public"]
+    ]
+    total = sum(source["chosen"] for source in record["public"])
+    return f"{total:,} of the images are real public ones, not generated, the last of each class: {', '.join(sources)}."
+
+
 def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     artifact, output, generator = record["artifact"], record["output"], record["generator"]
     classes: Sequence[Mapping[str, Any]] = record["classes"]
@@ -122,6 +133,12 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         "An image has the class that it was drawn for, or, where the class means say otherwise, that of the nearest."
         if output["relabelled"]
         else "An image's class is the one that the generator was asked for."
+    )
+    public_note = (
+        f"<p>{escape(public_sentence(record))} They were chosen because they look like the class by the class means, "
+        "and have their own terms of use. The picture above shows generated images only.</p>"
+        if record["public"]
+        else ""
     )
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
     release = [
@@ -174,7 +191,8 @@ as close as the release can tell; below zero, the generator follows the release'
 </section>
 <section>
 <h2>Classes</h2>
-{_class_table(classes, with_folders=output["format"] == "folder")}
+{public_note}
+{_class_table(classes, with_folders=output["format"] == "folder", with_public=bool(record["public"]))}
 </section>
 <section><h2>Release</h2>{_table(release)}</section>
 <section><h2>Settings</h2>{_table(settings)}</section>
@@ -183,7 +201,7 @@ as close as the release can tell; below zero, the generator follows the release'
 <section>
 <h2>Drawing more</h2>
 <p>More images cost no privacy. Those drawn as below are of the class asked for; <code>dpmepf-synth --resume
---samples</code> draws and labels as for this data set.</p>
+--samples</code>, with <code>--public</code> where it was used, makes them as for this data set.</p>
 <pre>import torch
 from pathlib import Path
 from dpmepf.synthesize.generator import load_generator
@@ -203,13 +221,16 @@ def _tiles(tiles: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<div class='tile'><b>{escape(big)}</b><span>{escape(small)}</span></div>" for big, small in tiles)
 
 
-def _class_table(classes: Sequence[Mapping[str, Any]], *, with_folders: bool) -> str:
+def _class_table(classes: Sequence[Mapping[str, Any]], *, with_folders: bool, with_public: bool) -> str:
     header = "<tr><th>Class</th>" + ("<th>Folder</th>" if with_folders else "<th>Label</th>")
-    header += "<th class='number'>Noisy count in the release</th><th class='number'>Images drawn</th></tr>"
+    header += "<th class='number'>Noisy count in the release</th><th class='number'>Images</th>"
+    header += ("<th class='number'>Of them public</th>" if with_public else "") + "</tr>"
     rows = [
         f"<tr><td>{escape(entry['name'])}</td>"
         f"<td>{escape('images/' + entry['folder'] if with_folders else str(label))}</td>"
-        f"<td class='number'>{entry['noisy_count']:,.1f}</td><td class='number'>{entry['images']:,}</td></tr>"
+        f"<td class='number'>{entry['noisy_count']:,.1f}</td><td class='number'>{entry['images']:,}</td>"
+        + (f"<td class='number'>{entry['public_images']:,}</td>" if with_public else "")
+        + "</tr>"
         for label, entry in enumerate(classes[:MOST_CLASS_ROWS])
     ]
     more = len(classes) - len(rows)

@@ -132,11 +132,13 @@ def write_npz(
     classes: Sequence[str],
     shape: tuple[int, int, int, int],
     *,
+    public: int | None = None,
     advance: Advance = lambda count: None,
 ) -> None:
     """Write `gen.npz` into `folder`: `x` float32 N×C×H×W in [0, 1], `y` int64, `classes` names; batch by batch.
 
-    `shape` is that of `x`; the batches hold N images in all.
+    `shape` is that of `x`; the batches hold N images in all. If the last `public` of them may be public images, not
+    generated ones, a boolean array `public` of length N says which.
     """
     labels: list[np.ndarray] = []
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -149,6 +151,9 @@ def write_npz(
                 advance(len(images))
         with archive.open("y.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, np.concatenate(labels), allow_pickle=False)
+        if public is not None:
+            with archive.open("public.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.arange(shape[0]) >= shape[0] - public, allow_pickle=False)
         with archive.open("classes.npy", "w") as member:
             np.lib.format.write_array(member, np.array(classes, dtype=np.str_), allow_pickle=False)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dpmepf.artifacts.signature import load_verifying_key, verify_file
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map
+from dpmepf.shared.image_sources import ImageSource
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -26,6 +28,7 @@ from dpmepf.synthesize.generator import Generator, save_generator
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
 from dpmepf.synthesize.pictures import preview_classes, preview_images, write_curve, write_preview
+from dpmepf.synthesize.public_images import ChosenImages, choose_public_images, open_public_images, per_class
 from dpmepf.synthesize.record import run_record
 from dpmepf.synthesize.report import write_report
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, SynthesisSettings, settings_for
@@ -52,6 +55,8 @@ class SynthesisRequest:
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
         relabel: correct the class that an image was drawn for where the class means say otherwise.
+        public: public images, of which those that look like a class take the place of generated ones; with `resume`
+            to be named again, as what to draw is no part of a checkpoint.
         device: auto, cpu, cuda or cuda:N.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
         verify_key: file of the public key whose signature the artifact has to bear; None: any artifact is taken.
@@ -66,6 +71,7 @@ class SynthesisRequest:
     image_format: str = "folder"
     samples: int | None = None
     relabel: bool = True
+    public: Sequence[Path] = ()
     device: str = "auto"
     encoder_weights: Path | None = None
     verify_key: Path | None = None
@@ -86,6 +92,7 @@ class SynthesisCallbacks:
     Fields:
         on_start: called once, before the first step, with the folder where previews appear.
         on_step: called after every training step.
+        on_public_images: called with the number of public images just looked at and the number of all.
         on_images: called with the number of images just written, first 0, and the number to write.
         stop_requested: asked after every step; True ends the run with `TrainingStopped`, a checkpoint kept.
         snapshot_seconds: time between checkpoints and previews.
@@ -93,6 +100,7 @@ class SynthesisCallbacks:
 
     on_start: Callable[[GeneratorTraining, Path], None] = lambda training, folder: None
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
+    on_public_images: Callable[[int, int], None] = lambda count, total: None
     on_images: Callable[[int, int], None] = lambda count, total: None
     stop_requested: Callable[[], bool] = lambda: False
     snapshot_seconds: float = 60.0
@@ -112,7 +120,8 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     Guarantee: post-processing; reads no private data, so the release's (ε, δ) is that of everything written.
 
     Raises:
-        DpmepfError: an unusable artifact, encoder, setting, device or output folder; nothing half-written remains.
+        DpmepfError: an unusable artifact, encoder, setting, device, output folder or set of public images; nothing
+            half-written remains.
         TrainingStopped: as `callbacks` asked; the checkpoint is beside `request.output` for `resume`.
     """
     callbacks = callbacks or SynthesisCallbacks()
@@ -125,6 +134,11 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
     with request.artifact.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     checkpoint = _checkpoint(request, output, sha256)
+    if request.public and len(artifact.classes) == 1:
+        raise UsageError(
+            "--public chooses images by how they differ between classes, and there is but one: leave it out"
+        )
+    public = open_public_images(request.public)
     device = choose_device(request.device)
     settings = _settings(request, checkpoint, device)
     numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
@@ -136,7 +150,7 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
             artifact, feature_map, settings, device, folder, callbacks, checkpoint=checkpoint, sha256=sha256
         )
         sampling_began = time.monotonic()
-        _draw(folder, artifact, feature_map, trained, numbers, request, settings, callbacks)
+        chosen = _draw(folder, artifact, feature_map, trained, numbers, public, request, settings, callbacks)
         now = time.monotonic()
         resumed_seconds = checkpoint.seconds if checkpoint else 0.0
         record = run_record(
@@ -144,6 +158,7 @@ def synthesise(request: SynthesisRequest, callbacks: SynthesisCallbacks | None =
             settings,
             trained,
             numbers,
+            public=chosen,
             file=request.artifact.name,
             image_format=request.image_format,
             relabelled=request.relabel and len(artifact.classes) > 1,
@@ -235,11 +250,14 @@ def _draw(
     feature_map: FeatureFunction,
     trained: TrainedGenerator,
     numbers: tuple[int, ...],
+    public: Mapping[Path, ImageSource],
     request: SynthesisRequest,
     settings: SynthesisSettings,
     callbacks: SynthesisCallbacks,
-) -> None:
+) -> list[ChosenImages]:
+    """Write the data set, generated images before public ones, with pictures and generator; return the public ones."""
     generator, configuration = trained.generator, trained.generator.configuration
+    form = {"resolution": configuration.resolution, "channels": configuration.channels}
     total = sum(numbers)
 
     def advance(count: int) -> None:
@@ -248,22 +266,31 @@ def _draw(
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)
     advance(0)
-    label = None
-    if request.relabel and len(artifact.classes) > 1:
-        label = learn_discriminant(
+    label, chosen = None, []
+    if (request.relabel or public) and len(artifact.classes) > 1:
+        discriminant = learn_discriminant(
             generator,
             class_targets(artifact),
             feature_map,
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
         )
+        label = discriminant if request.relabel else None
+        if public:
+            chosen = choose_public_images(public, discriminant, numbers, on_images=callbacks.on_public_images, **form)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
-    batches = sampling.draw_images(generator, numbers, seed=settings.seed, label=label)
+    public_numbers = per_class(chosen, len(numbers))
+    batches = chain(
+        sampling.draw_images(generator, (numbers - public_numbers).tolist(), seed=settings.seed, label=label),
+        *(part.batches(**form) for part in chosen),
+    )
     if request.image_format == "folder":
         sampling.write_image_folders(folder, batches, artifact.classes, advance=advance)
     else:
         shape = (total, configuration.channels, configuration.resolution, configuration.resolution)
-        sampling.write_npz(folder, batches, artifact.classes, shape, advance=advance)
+        last = int(public_numbers.sum()) if public else None
+        sampling.write_npz(folder, batches, artifact.classes, shape, public=last, advance=advance)
+    return chosen
 
 
 def _first_images(generator: Generator, label: MeanDiscriminant | None, *, seed: int) -> np.ndarray:

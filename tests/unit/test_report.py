@@ -79,7 +79,8 @@ def record(**artifact: Any) -> dict[str, Any]:
         "versions": {"dpmepf": "0.1.0"},
         "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000},
         "output": {"format": "folder", "images": 42, "relabelled": True},
-        "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0}],
+        "public": [],
+        "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0, "public_images": 0}],
         "timings": {
             "training_seconds": 61.0,
             "sampling_seconds": 1.0,

@@ -1,0 +1,154 @@
+"""Public images enter a data set only where they look like a class, and never more of them than allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from synthesis_stand_ins import RandomFeatureMap, squares
+from torch import Tensor, nn
+
+from dpmepf.shared.errors import DpmepfError
+from dpmepf.synthesize import labelling, public_images
+from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
+from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
+from dpmepf.synthesize.public_images import (
+    ChosenImages,
+    best_of_each_class,
+    choose_public_images,
+    open_public_images,
+    per_class,
+)
+from dpmepf.synthesize.targets import ClassTargets
+
+CLASSES = 3
+FORM = {"resolution": 28, "channels": 1}
+
+
+class PixelFeatureMap(RandomFeatureMap):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.float() / 255)
+
+
+class GeneratorOfSquares(nn.Module):
+    """Draws the square of the class it is asked for, brighter or darker and with some noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.configuration = GeneratorConfiguration(
+            class_count=CLASSES, base_channels=1, second_convolution=False, latent_dimension=2, **FORM
+        )
+        self.place = nn.Parameter(torch.zeros(()))
+        self.patterns = (squares(CLASSES, 1) > 0).float()
+
+    def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
+        drawn = self.patterns[classes] * (0.6 + 0.4 * torch.sigmoid(latents[:, 1]))[:, None, None, None]
+        return (drawn + 0.02 * torch.sin(40 * latents[:, 0, None, None, None] * torch.arange(28.0))).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def discriminant() -> MeanDiscriminant:
+    feature_map = PixelFeatureMap()
+    means = feature_map(squares(CLASSES, 50) * 255).view(CLASSES, 50, -1).mean(dim=1)
+    targets = ClassTargets(means=means, counts=np.full(CLASSES, 50.0), noise_variance=np.full(CLASSES, 1e-4))
+    generator = cast(Generator, GeneratorOfSquares())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(labelling, "IMAGES", 900)
+        return learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
+
+
+def save(path: Path, images: Tensor) -> Path:
+    np.savez(path, x=(images * 255).round().to(torch.uint8).numpy())
+    return path
+
+
+@pytest.fixture
+def squares_and_noise(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files of 60 images each: squares of the classes 0, 1, 2 by turns, each followed by noise of a photograph."""
+    random = torch.Generator().manual_seed(7)
+    pictures = squares(CLASSES, 20).view(CLASSES, 20, 1, 28, 28).transpose(0, 1).flatten(0, 1)
+    mixed = torch.stack([pictures, torch.rand(60, 1, 28, 28, generator=random)], dim=1).flatten(0, 1)
+    return save(tmp_path / "first.npz", mixed[:60]), save(tmp_path / "second.npz", mixed[60:])
+
+
+def choose(paths: tuple[Path, ...], discriminant: MeanDiscriminant, numbers: tuple[int, ...]) -> list[ChosenImages]:
+    return choose_public_images(open_public_images(paths), discriminant, numbers, **FORM)
+
+
+def test_chosen_are_images_of_the_right_class_and_none_that_are_far_from_all(
+    squares_and_noise: tuple[Path, Path], discriminant: MeanDiscriminant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_images, "LARGEST_SHARE_OF_PUBLIC", 1.0)
+    monkeypatch.setattr(public_images, "LARGEST_SHARE_OF_CLASS", 1.0)
+    chosen = choose(squares_and_noise, discriminant, (1000, 1000, 1000))
+    assert per_class(chosen, CLASSES).tolist() == [20, 20, 20]
+    for part in chosen:
+        assert (part.places % 2 == 0).all()  # no noise
+        assert ((part.places // 2) % 3 == part.classes).all()
+
+    monkeypatch.setattr(public_images, "REACH", np.inf)  # planted: without the limit the noise gets in
+    assert any((part.places % 2 == 1).any() for part in choose(squares_and_noise, discriminant, (1000, 1000, 1000)))
+
+
+def test_batches_give_the_chosen_images_with_their_classes(
+    squares_and_noise: tuple[Path, Path], discriminant: MeanDiscriminant
+) -> None:
+    seen: list[tuple[int, int]] = []
+    sources = open_public_images(squares_and_noise)
+    chosen = choose_public_images(sources, discriminant, (12, 7, 1), on_images=lambda *step: seen.append(step), **FORM)
+    assert seen == [(60, 120), (60, 120)]
+    assert per_class(chosen, CLASSES).tolist() == [6, 3, 0]  # half of each class; a quarter of a third of 120 is 10
+    for part in chosen:
+        with np.load(part.path) as archive:
+            stored = archive["x"]
+        got = [(image, class_index) for images, class_index in part.batches(**FORM) for image in images]
+        assert [class_index for _, class_index in got] == part.classes.tolist()
+        for (image, _), place in zip(got, part.places, strict=True):
+            np.testing.assert_array_equal(image, stored[place])
+
+
+def test_no_class_takes_more_than_a_quarter_of_its_share_of_the_public_images(
+    squares_and_noise: tuple[Path, Path], discriminant: MeanDiscriminant
+) -> None:
+    assert per_class(choose(squares_and_noise, discriminant, (1000, 1000, 1000)), CLASSES).tolist() == [10, 10, 10]
+
+
+def test_the_best_are_those_of_largest_margin() -> None:
+    classes = np.array([0, 1, 0, 0, 1, 0])
+    margins = np.array([0.1, 0.5, 0.3, -np.inf, 0.6, 0.2], np.float32)
+    best = best_of_each_class(classes, margins, limits=[2, 9, 3])
+    assert [part.tolist() for part in best] == [[2, 5], [1, 4], []]
+    assert best_of_each_class(classes, margins, limits=[9, 0, 0])[0].tolist() == [0, 2, 5]  # not the one of margin -inf
+
+
+def test_damaged_public_images_are_left_out_and_counted(
+    tmp_path: Path,
+    discriminant: MeanDiscriminant,
+    squares_and_noise: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(public_images, "LARGEST_SHARE_OF_PUBLIC", 1.0)
+    with np.load(squares_and_noise[0]) as archive:
+        images = archive["x"].astype(np.float32) / 255
+    images[0, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "damaged.npz", x=images)
+    whole = choose(squares_and_noise[:1], discriminant, (1000, 1000, 1000))[0]
+    part = choose((tmp_path / "damaged.npz",), discriminant, (1000, 1000, 1000))[0]
+    assert (whole.unreadable, part.unreadable) == (0, 1)
+    assert whole.places[0] == 0
+    assert set(part.places) == set(whole.places) - {0}
+
+
+@pytest.mark.parametrize(("name", "words"), [("missing", "does not exist"), ("empty.npz", "holds no images")])
+def test_a_path_without_images_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    np.savez(tmp_path / "empty.npz", x=np.zeros((0, 28, 28), np.uint8))
+    with pytest.raises(DpmepfError, match=words):
+        open_public_images([tmp_path / name])
+
+
+def test_a_path_that_is_named_twice_is_refused(squares_and_noise: tuple[Path, Path]) -> None:
+    with pytest.raises(DpmepfError, match="twice"):
+        open_public_images([squares_and_noise[0], squares_and_noise[0]])
