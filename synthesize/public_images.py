@@ -23,7 +23,12 @@ from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.sampling import BATCH, Advance, ImageBatches
 
-REACH = 2.0
+# Farthest candidate, in squared radii of a class. Generated images vary less than real ones: 99.95 % of the test images of
+# MNIST and of CIFAR-10 are within 1.5 for their own release. So are 51 % of Tiny ImageNet for CIFAR-10's release, but
+# only 0.03 % of it for MNIST's.
+REACH = 1.5
+# Of the public images that an even spread would give a class. The best 15 or 40 % of these from Tiny ImageNet, taken
+# alone, train a CNN for CIFAR-10 to 56.0 %, the best 80 % to 53.7 %.
 LARGEST_SHARE_OF_PUBLIC = 0.25
 LARGEST_SHARE_OF_CLASS = 0.5  # so that a class never rests on public images alone
 
@@ -89,7 +94,10 @@ def open_public_images(paths: Sequence[Path]) -> dict[Path, ImageSource]:
     for path in paths:
         if path in sources:
             raise UsageError(f"--public {path} is named twice: once is enough")
-        sources[path] = open_images(path, public=True)
+        try:
+            sources[path] = open_images(path, public=True)
+        except UsageError as error:
+            raise UsageError(f"--public {path}: {error}") from error
         if len(sources[path]) == 0:
             raise UsageError(f"--public {path} holds no images: name another, or leave the option out")
     return sources

@@ -29,7 +29,8 @@ from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
-from dpmepf.synthesize import labelling, sampling, training
+from dpmepf.shared.image_sources import open_images
+from dpmepf.synthesize import labelling, public_images, sampling, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 
@@ -55,6 +56,10 @@ def _learn_from_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with the built-in encoder, as the custodian's side writes it; its images are random."""
+    return write_release(tmp_path_factory.mktemp("release") / "artifact.h5", CLASSES)
+
+
+def write_release(path: Path, classes: tuple[str, ...]) -> Path:
     description = describe_feature_map(resolution=28, channels=1)
     feature_map = build_feature_map(description)
     ledger = plan_release(
@@ -62,23 +67,22 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
         delta=1e-5,
         relation=NeighbouringRelation.ADD_OR_REMOVE_ONE,
         feature_dimension=feature_map.dimension,
-        class_count=len(CLASSES),
+        class_count=len(classes),
         non_negative_features=True,
         dataset_name="random <b>images</b>",
     )
     with torch.no_grad():
-        images = torch.rand(len(CLASSES), 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(len(classes), 1, 28, 28, generator=torch.Generator().manual_seed(0))
         sums = 300 * feature_map(images).double().numpy()
     random, step = np.random.default_rng(0), 2.0**ledger.coarsening_exponent
     noisy_sums = sums * 2.0**ledger.lattice_exponent + ledger.sigma * random.standard_normal(sums.shape)
-    noisy_counts = np.array([300.0, 100.0]) * ledger.count_weight_lattice
-    path = tmp_path_factory.mktemp("release") / "artifact.h5"
+    noisy_counts = np.array([300.0, 100.0])[: len(classes)] * ledger.count_weight_lattice
     write_artifact(
         path,
         Artifact(
             noisy_sums=np.rint(noisy_sums / step).astype(np.int64),
             noisy_counts=np.rint(noisy_counts / step).astype(np.int64),
-            classes=CLASSES,
+            classes=classes,
             feature_map=description,
             ledger=ledger,
         ),
@@ -202,6 +206,97 @@ def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path
     assert run(artifact, "--output", output, "--resume", "--steps", 4, "--samples", 2).exit_code == 0
     assert (output / "generator.safetensors").read_bytes() != weights
     assert len(json.loads((output / "run.json").read_text("utf-8"))["losses"]["every_step"]) == 4
+
+
+@pytest.fixture
+def like_the_classes(artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """80 public images, by turns like those of one and the other class: 30 PNG files in a folder, the rest in an npz."""
+    random = torch.Generator().manual_seed(0)
+    of_class = torch.rand(len(CLASSES), 1, 28, 28, generator=random)
+    images = 0.9 * of_class.repeat(40, 1, 1, 1) + 0.1 * torch.rand(80, 1, 28, 28, generator=random)
+    pixels = (255 * images).round().to(torch.uint8).numpy()
+    folder, array = tmp_path / "photographs", tmp_path / "more.npz"
+    folder.mkdir()
+    for number, image in enumerate(pixels[:30]):
+        Image.fromarray(image[0]).save(folder / f"{number:02d}.png")
+    np.savez(array, x=pixels[30:])
+    return folder, array
+
+
+def test_public_images_are_the_last_of_their_class_and_told_apart(
+    artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_images, "REACH", np.inf)  # three steps leave the generator far from everything
+    folder, array = like_the_classes
+    output, public = tmp_path / "out", ("--public", folder, "--public", array)
+    result = run(artifact, "--output", output, *public, *QUICK, "--samples", 40)
+    assert result.exit_code == 0, result.output
+    assert "15 of the images are real public ones" in result.stderr
+
+    record = json.loads((output / "run.json").read_text("utf-8"))
+    assert [(entry["images"], entry["public_images"]) for entry in record["classes"]] == [(30, 10), (10, 5)]
+    of_folder, of_array = record["public"]
+    assert (of_folder["path"], of_folder["images"], of_folder["unreadable"]) == (str(folder), 30, 0)
+    assert (of_array["path"], of_array["images"], of_array["unreadable"]) == (str(array), 50, 0)
+    assert np.add(of_folder["chosen_of_class"], of_array["chosen_of_class"]).tolist() == [10, 5]
+    report = (output / "report.html").read_text("utf-8")
+    assert "15 of the images are real public ones" in report
+    assert "Of them public" in report
+
+    with np.load(array) as archive:
+        given = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())] + list(archive["x"][:, 0])
+    place = {image.tobytes(): number for number, image in enumerate(given)}
+    for label, (name, number, chosen) in enumerate((("0", 30, 10), ("T-shirt_top", 10, 5))):
+        written = [np.asarray(Image.open(path)) for path in sorted((output / "images" / name).iterdir())]
+        places = [place.get(image.tobytes()) for image in written]
+        assert places[: number - chosen] == [None] * (number - chosen)
+        public_places = [found for found in places[number - chosen :] if found is not None]
+        assert len(public_places) == chosen
+        assert all(found % 2 == label for found in public_places)
+        assert sum(found < 30 for found in public_places) == of_folder["chosen_of_class"][label]
+    assert np.bincount(open_images(output, public=True).labels).tolist() == [30, 10]
+
+    again = run(artifact, "--output", output, "--resume", "--format", "npz", *public, "--samples", 40)
+    assert again.exit_code == 0, again.output
+    with np.load(output / "gen.npz") as archive:
+        marked, labels = archive["public"], archive["y"]
+        last = [image.tobytes() for image in np.rint(archive["x"][marked, 0] * 255).astype(np.uint8)]
+    assert marked.tolist() == [False] * 25 + [True] * 15
+    assert np.bincount(labels[marked]).tolist() == [10, 5]
+    assert all(place[image] % 2 == label for image, label in zip(last, labels[marked], strict=True))
+    assert np.bincount(open_images(output, public=True).labels).tolist() == [30, 10]
+
+
+def test_what_is_far_from_every_class_changes_nothing(artifact: Path, tmp_path: Path) -> None:
+    """Checkerboards are like no image of either class: the data set is the one without them."""
+    np.savez(tmp_path / "boards.npz", x=np.tile(np.array([[0, 255], [255, 0]], np.uint8), (40, 14, 14)))
+    options = (artifact, "--format", "npz", *QUICK)
+    assert run(*options, "--output", tmp_path / "without").exit_code == 0
+    result = run(*options, "--output", tmp_path / "with", "--public", tmp_path / "boards.npz")
+    assert result.exit_code == 0, result.output
+    assert "0 of the images are real public ones" in result.stderr
+    with np.load(tmp_path / "without" / "gen.npz") as one, np.load(tmp_path / "with" / "gen.npz") as other:
+        assert set(other.files) - set(one.files) == {"public"}
+        assert not other["public"].any()
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], other[name])
+    assert json.loads((tmp_path / "without" / "run.json").read_text("utf-8"))["public"] == []
+    assert "public ones" not in (tmp_path / "without" / "report.html").read_text("utf-8")
+
+
+def test_unusable_public_images_are_refused_before_training(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.zip").write_text("no archive")
+    for name in ("missing", "empty", "text.zip"):
+        result = run(artifact, "--output", tmp_path / "out", "--public", tmp_path / name, *QUICK)
+        assert_one_sentence(result, result.exit_code, name)
+        assert result.exit_code in (1, 2)
+        assert "Training" not in result.stderr
+    one_class = write_release(tmp_path / "one.h5", CLASSES[:1])
+    np.savez(tmp_path / "more.npz", x=np.zeros((2, 28, 28), np.uint8))
+    result = run(one_class, "--output", tmp_path / "out", "--public", tmp_path / "more.npz", *QUICK)
+    assert_one_sentence(result, 2, "--public", "leave it out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_path: Path) -> None:
