@@ -210,7 +210,7 @@ def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path
 
 @pytest.fixture
 def like_the_classes(artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """80 public images, by turns like those of one and the other class: 30 PNG files in a folder, the rest in an npz."""
+    """80 public images, by turns like those of one and the other class: 30 PNG files in a folder, 50 in an npz."""
     random = torch.Generator().manual_seed(0)
     of_class = torch.rand(len(CLASSES), 1, 28, 28, generator=random)
     images = 0.9 * of_class.repeat(40, 1, 1, 1) + 0.1 * torch.rand(80, 1, 28, 28, generator=random)
