@@ -329,9 +329,9 @@ def main(
             warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
         else:
             show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
-    if skip_unreadable:  # the same words whether there were any: that is private
-        warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
-    show_release(artifact, output, as_json)
+        if skip_unreadable:  # the same words whether there were any: that is private
+            warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
+        show_release(artifact, output, as_json)
 
 
 def _device(name: str, processes: Processes | None) -> str:

@@ -35,6 +35,10 @@ class ProcessesError(DpmepfError):
     """Another process of the run ended, or they do not work on the same."""
 
 
+class FirstProcessLostError(ProcessesError):
+    """The process that releases has the sums and cannot be reached: it alone knows, and says, what it did."""
+
+
 class StoppedByLauncherError(KeyboardInterrupt):
     """torchrun stops a process because another one failed. As Ctrl-C, nothing on the way may take it for an error."""
 
@@ -95,7 +99,10 @@ class Processes:
             dist.send(torch.from_numpy(part.totals), 0)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
             dist.recv(torch.empty(1), 0)
+        except RuntimeError:
+            raise FirstProcessLostError("the first process of this run cannot be reached: see what it says") from None
 
     def collect(self, sums: ClassSums) -> None:
         """Merge into `sums`, of the first process, those of all others, and let these end.
@@ -111,9 +118,11 @@ class Processes:
                 dist.recv(header, rank)
                 dist.recv(totals, rank)
             process, non_negative, by_person, images, first, last = header.tolist()
+            if process != rank:
+                raise ProcessesError("sums came from another process than they say, so that nothing was released")
             sums.merge(
                 PartialSums(
-                    process=process,
+                    process=rank,
                     non_negative=bool(non_negative),
                     unit_of_privacy=ONE_PERSON if by_person else ONE_IMAGE,
                     images=images,
@@ -128,9 +137,10 @@ class Processes:
 
 def launched_processes() -> Processes | None:
     """The processes that torchrun started together with this one; None if this one works alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not os.environ.keys() >= {"TORCHELASTIC_RUN_ID", *names} or os.environ["WORLD_SIZE"] == "1":
         return None
-    rank, count, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, count, local_rank = (int(os.environ[name]) for name in names)
     return Processes(rank=rank, count=count, local_rank=local_rank)
 
 
@@ -141,16 +151,16 @@ def joined() -> Iterator[None]:
     Raises: ProcessesError if another one ended; UsageError if torchrun would start the run again by itself.
     """
     processes = launched_processes()
+    console.quiet = processes is not None and not processes.first
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UsageError("torchrun --max-restarts is not allowed: a release that was charged would be made again")
     if processes is None:
         yield
         return
     import torch.distributed as dist
 
-    console.quiet = not processes.first
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        raise UsageError("torchrun --max-restarts is not allowed: a release that was charged would be made again")
-    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and _has_loopback():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and _has_loopback():
+        os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK
     with _losses_said_plainly():
         store, rank, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
@@ -159,9 +169,9 @@ def joined() -> Iterator[None]:
         yield
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        console.quiet = not _fails_first(store)
-        if isinstance(error, StoppedByLauncherError):
-            raise ProcessesError(f"{error}: nothing was released and nothing was written") from None
+        console.quiet = isinstance(error, FirstProcessLostError) or not _fails_first(store)
+        if isinstance(error, StoppedByLauncherError):  # outside of `stopping_plainly`, which says what was released
+            raise ProcessesError(str(error)) from None
         raise
     finally:
         dist.destroy_process_group()
@@ -175,6 +185,8 @@ def _fails_first(store: torch.distributed.Store) -> bool:
 
 
 def _stopped_by_launcher(*_: object) -> NoReturn:
+    # A scheduler's signal may follow torchrun's: it would cut off what is said.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise StoppedByLauncherError
 
 

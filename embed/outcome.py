@@ -6,6 +6,8 @@ what follows it.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,9 +90,28 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
 
 
 def _stopped(reason: str, stage: Stage, error: type[DpmepfError]) -> DpmepfError:
+    with _no_further_signal():
+        return error(_what_became_of_it(reason, stage))
+
+
+@contextmanager
+def _no_further_signal() -> Iterator[None]:
+    """Let no second Ctrl-C cut off the look at register and file."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _what_became_of_it(reason: str, stage: Stage) -> str:
     if stage.released():
-        return error(f"{reason}; {stage.output} is complete: the release was made, and counts")
-    if stage.artifact is None and not stage.charged():
-        return error(f"{reason}: nothing was released and nothing was written")
+        return f"{reason}; {stage.output} is complete: the release was made, and counts"
+    charged = stage.charged()
+    if stage.artifact is None and not charged:
+        return f"{reason}: nothing was released and nothing was written"
     found = f"{stage.output} does not hold the release"
-    return error(f"{reason}; {stage.charged()}, although {found}" if stage.charged() else f"{reason}; {found}")
+    return f"{reason}; {charged}, although {found}" if charged else f"{reason}; {found}"

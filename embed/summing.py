@@ -169,6 +169,10 @@ class ClassSums:
             raise SummingError("sums by person, and no others, come with their first and last person")
         if part.persons is not None and self._person is not None and part.persons[0] <= self._person:
             raise SummingError("a person could be in the sums of two processes and count twice")
+        if part.persons is not None and part.persons[0] > part.persons[1]:
+            raise SummingError("the first person of these sums comes after the last")
+        if self.non_negative and int(part.totals.min()) < 0:
+            raise SummingError("these sums are negative, which those of non-negative features cannot be")
         largest = max(int(part.totals.max()), -int(part.totals.min()))
         if part.totals.dtype != np.int64 or not largest <= part.images << self.lattice_exponent:
             raise SummingError("these sums are larger than those of as many images can be")

@@ -124,17 +124,20 @@ def _inside_synthetic(path: Path) -> Path | None:
 
 
 def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
-    """Slash-separated relative names of all files and folders; links are followed, but never into an own ancestor."""
+    """Slash-separated relative names of all files and folders; links are followed, but to no folder on the way."""
 
     def refuse(error: OSError) -> NoReturn:
         raise error  # os.walk would pass over a folder that it may not read
 
     files, folders = [], []
+    ways: dict[Path, tuple[Path, ...]] = {root: (root.resolve(),)}  # to each folder: those on it, as they really are
     for current, inner, names in os.walk(root, followlinks=True, onerror=refuse):
         relative = Path(current).relative_to(root).as_posix()
         prefix = "" if relative == "." else relative + "/"
-        here = Path(current).resolve()
-        inner[:] = [name for name in inner if not here.is_relative_to(Path(current, name).resolve())]
+        way = ways.pop(Path(current))
+        targets = {name: Path(current, name).resolve() for name in inner}
+        inner[:] = [name for name in inner if not any(folder.is_relative_to(targets[name]) for folder in way)]
+        ways |= {Path(current, name): (*way, targets[name]) for name in inner}
         files += [prefix + name for name in names]
         folders += [prefix + name for name in inner]
     return files, folders

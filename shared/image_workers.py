@@ -32,7 +32,7 @@ _work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None 
 def usable_cores() -> int:
     """Cores that this process may use, at most 16: its part of them where torchrun started several on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     return max(1, min(cores // processes, _MOST_DEFAULT_WORKERS))
 
 

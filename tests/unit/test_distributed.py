@@ -121,6 +121,9 @@ def test_each_process_on_a_machine_takes_another_gpu_unless_one_is_named(monkeyp
 def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     cores = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")  # left over in a shell, without torchrun
+    assert usable_cores() == 12
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     for count in ("1", "4", "64"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
         cores.append(usable_cores())

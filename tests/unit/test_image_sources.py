@@ -361,6 +361,13 @@ def test_an_encrypted_zip_is_refused(tmp_path):
         open_images(path)
 
 
+def test_folders_that_link_to_each_other_are_each_read_once_on_a_way(tmp_path):
+    root = write_tree(tmp_path / "data", {"a/1.png": png(), "b/2.png": png()})
+    (root / "a" / "link").symlink_to("../b")
+    (root / "b" / "link").symlink_to("../a")
+    assert sorted(open_images(root).names) == ["a/1.png", "a/link/2.png", "b/2.png", "b/link/1.png"]
+
+
 @pytest.mark.parametrize("public", [False, True])
 def test_two_folders_for_one_split_are_refused(tmp_path, public):
     """One image in a folder `training` must not make the whole of `train` disappear."""

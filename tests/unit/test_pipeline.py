@@ -188,6 +188,23 @@ def test_settings_out_of_range_are_usage_errors(changes: dict[str, object]) -> N
         settings(**changes)
 
 
+def test_processes_tell_files_apart_whose_arrays_hold_other_pixels_in_the_same_places(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Named by place, an image of one could be counted in both of two processes, and another in none."""
+    images, _ = pixels
+    same = np.zeros(len(images), np.int64)
+    sources = [
+        open_npz(tmp_path / f"{number}.npz", array, same) for number, array in enumerate((images, images, images[::-1]))
+    ]
+    schema = infer_schema(sources[0])
+    one, copy, reversed_ = (
+        pipeline._fingerprint(source, schema, StandInFeatures(), settings(), None)  # type: ignore[arg-type]
+        for source in sources
+    )
+    assert one == copy != reversed_
+
+
 # Rows do not depend on each other
 
 

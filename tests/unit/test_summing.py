@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,6 +261,26 @@ def test_records_that_come_while_others_are_being_added_are_refused(monkeypatch:
     monkeypatch.setattr(summing, "bound_records", add_another_meanwhile)
     sums.add(features, labels, np.array([6]))
     assert sums.take().weighted_counts.sum() == sums.count_weight
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"persons": (4, 0)}, "comes after the last"),
+        ({"totals": np.full((CLASSES, DIMENSION + 1), -1)}, "are negative"),
+    ],
+)
+def test_a_part_that_was_damaged_on_its_way_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    unit = "one person" if "persons" in changes else "one image"
+
+    def sums() -> ClassSums:
+        return ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=True, unit_of_privacy=unit)
+
+    other = sums()
+    other.add(*records(3), np.array([0, 1, 4]) if unit == "one person" else None)
+    part = dataclasses.replace(other.hand_over(process=1), **changes)
+    with pytest.raises(SummingError, match=sentence):
+        sums().merge(part)
 
 
 def test_what_is_refused_leaves_the_sums_as_they_were() -> None:
