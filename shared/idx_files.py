@@ -67,7 +67,9 @@ def read_idx_images(path: Path) -> NDArray[np.uint8]:
     if array.ndim == 3:
         array = array[:, :, :, None]
     if array.ndim != 4 or array.shape[3] not in (1, 3, 4) or 0 in array.shape[1:]:
-        raise UnreadableDataError(f"{path} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4")
+        raise UnreadableDataError(
+            f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4"
+        )
     return array
 
 
@@ -75,7 +77,9 @@ def read_idx_labels(path: Path, *, count: int) -> NDArray[np.int64]:
     """Labels as int64 [count]."""
     array = read_idx(path)
     if array.ndim != 1 or len(array) != count:
-        raise UnreadableDataError(f"{path} does not hold one label for each image of the images file beside it")
+        raise UnreadableDataError(
+            f"the IDX labels in {path.parent} are not one label for each image of the images file beside it"
+        )
     return array.astype(np.int64)
 
 
@@ -89,13 +93,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return _parse(file, path)
     except (EOFError, gzip.BadGzipFile, zlib.error, struct.error):
-        raise UnreadableDataError(f"{path} is truncated or damaged: fetch or unpack it again") from None
+        raise UnreadableDataError(
+            f"an IDX file in {path.parent} is truncated or damaged: fetch or unpack it again"
+        ) from None
 
 
 def _parse(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     zeros, element, dimensions = struct.unpack(">HBB", file.read(4))
     if zeros != 0 or element != _UINT8 or not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise UnreadableDataError(f"{path} is no IDX file of unsigned bytes: check that it is what its name says")
+        raise UnreadableDataError(
+            f"a file in {path.parent} is no IDX file of unsigned bytes: check that it is what its name says"
+        )
     shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
     length = math.prod(shape)
     content = bytearray()
@@ -103,7 +111,9 @@ def _parse(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     while piece := file.read(min(_CHUNK, length + 1 - len(content))):
         content += piece
     if len(content) != length:
-        raise UnreadableDataError(f"{path} is not as long as its header says: fetch or unpack it again")
+        raise UnreadableDataError(
+            f"an IDX file in {path.parent} is not as long as its header says: fetch or unpack it again"
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 

@@ -225,6 +225,19 @@ def test_a_large_image_is_gone_before_the_next_is_read(tmp_path, monkeypatch):
     assert len(alive) == 2
 
 
+@pytest.mark.parametrize("labels", [None, b"", b"\0\0\x08\x01\0\0\0\x09"])
+def test_a_damaged_idx_file_is_refused_without_its_name(tmp_path, labels):
+    (tmp_path / f"{SECRET}-train-images-idx3-ubyte").write_bytes(
+        b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + bytes(4)
+    )
+    if labels is not None:
+        (tmp_path / f"{SECRET}-train-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(UnreadableDataError) as caught:
+        open_images(tmp_path, classes=("a",))
+    assert SECRET not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
 def test_a_damaged_zip_member_is_an_unreadable_image(tmp_path):
     good, bad = image_bytes(), image_bytes("BMP")
     path = zip_of(tmp_path / "a.zip", {"cat/a.png": good, f"cat/{SECRET}.bmp": bad})

@@ -183,6 +183,13 @@ MUTANTS = [
         "totals = self._totals",
         f"{SUMMING}::test_sums_that_a_change_left_half_done_are_not_released",
     ),
+    _mutant(
+        "negative totals of another process are merged where no feature is negative",
+        "embed/summing.py",
+        "if self.non_negative and int(part.totals.min()) < 0:",
+        "if False:",
+        f"{SUMMING}::test_a_part_that_was_damaged_on_its_way_is_refused",
+    ),
     # Persons
     _mutant(
         "a person's images are clipped to the truncated norm",
