@@ -24,6 +24,7 @@ from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
+from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
 from dpmepf.embed.distributed import Processes, joined, launched_processes
 from dpmepf.embed.outcome import Stage, stopping_plainly
@@ -170,6 +171,14 @@ class _SpeakingOnce(click.Command):
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
 )
 @click.option("--force", is_flag=True, help="Replace --output if it exists.")
+@click.option(
+    "--checkpoint",
+    "checkpoint_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the exact sums in FILE while images are read, and go on from it if it is there. It is private: without "
+    "noise, for your eyes only, and deleted when the artifact is written.",
+)
 @click.option("--device", default="auto", help="Where the encoder runs: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, metavar="IMAGES", help="Images for each forward pass."
@@ -222,6 +231,7 @@ def main(
     preset: str,
     output: Path,
     force: bool,
+    checkpoint_file: Path | None,
     device: str,
     batch_size: int,
     workers: int | None,
@@ -258,7 +268,7 @@ def main(
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
     if releases:
-        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+        _check_usage(output, settings.register, checkpoint_file, force=force, dry_run=dry_run, records=records)
     signing_key = None
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
@@ -289,7 +299,8 @@ def main(
     elif unit_from_folder:
         persons = persons_from_folders(source)
     keep_freed_memory()
-    stage = Stage(output, settings.register)
+    checkpoint = _checkpoint(checkpoint_file, processes)
+    stage = Stage(output, settings.register, None if checkpoint is None else checkpoint.path)
     with stopping_plainly(stage):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
@@ -303,7 +314,10 @@ def main(
                 settings=settings,
                 persons=persons,
                 processes=processes,
+                checkpoint=checkpoint,
             )
+            if checkpoint is not None:
+                checkpoint.delete()
             return
         announce(source, schema)
         images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
@@ -318,6 +332,7 @@ def main(
                 settings=settings,
                 persons=persons,
                 processes=processes,
+                checkpoint=checkpoint,
                 on_images=on_images,
                 on_charge=stage.charge,
                 on_noise=on_noise,
@@ -325,6 +340,10 @@ def main(
         write_artifact(output, artifact, force=force)
         if signing_key is not None:
             sign_file(output, signing_key, force=force)
+        if processes is not None:
+            processes.let_end()
+        if checkpoint is not None:
+            checkpoint.delete()
         if settings.register is None:
             warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
         else:
@@ -340,6 +359,15 @@ def _device(name: str, processes: Processes | None) -> str:
     if name == "auto" and device.type == "cuda" and processes is not None:
         device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
     return str(device)
+
+
+def _checkpoint(file: Path | None, processes: Processes | None) -> Checkpoint | None:
+    """Where the sums are kept; each of several processes has a file of its own."""
+    if file is None:
+        return None
+    if processes is not None:
+        file = file.with_name(f"{file.name}.{processes.rank}")
+    return Checkpoint(path=file, on_failure=warn)
 
 
 def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:
@@ -386,7 +414,15 @@ def _declared_classes(text: str) -> tuple[str, ...]:
     return check_class_names([line.strip() for line in lines if line.strip()])
 
 
-def _check_usage(output: Path, register: Register | None, *, force: bool, dry_run: bool, records: int | None) -> None:
+def _check_usage(
+    output: Path,
+    register: Register | None,
+    checkpoint: Path | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    records: int | None,
+) -> None:
     """Everything that can be refused without looking at data or encoder."""
     if dry_run != (records is not None):
         raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")
@@ -395,6 +431,10 @@ def _check_usage(output: Path, register: Register | None, *, force: bool, dry_ru
     written = {output.resolve(), signature_file(output).resolve()}
     if register is not None and register.path.resolve() in written:
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
+    if checkpoint is not None and register is not None:
+        written.add(register.path.resolve())
+    if checkpoint is not None and checkpoint.resolve() in written:
+        raise UsageError(f"--checkpoint {checkpoint} is a file that holds something else: name one of its own")
     check_writable_target(output, force=force)
     try:
         with tempfile.TemporaryFile(dir=output.parent):

@@ -39,6 +39,8 @@ class Stage:
 
     output: Path
     register: Register | None = None
+    checkpoint: Path | None = None
+    """Where the sums are kept, to go on from."""
     ledger: Ledger | None = None
     """Once it is about to be charged."""
     artifact: Artifact | None = None
@@ -112,6 +114,8 @@ def _what_became_of_it(reason: str, stage: Stage) -> str:
         return f"{reason}; {stage.output} is complete: the release was made, and counts"
     charged = stage.charged()
     if stage.artifact is None and not charged:
+        if stage.checkpoint is not None and stage.checkpoint.exists():
+            return f"{reason}: nothing was released; the same command goes on from {stage.checkpoint}, which is private"
         return f"{reason}: nothing was released and nothing was written"
     found = f"{stage.output} does not hold the release"
     return f"{reason}; {charged}, although {found}" if charged else f"{reason}; {found}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
 from dpmepf.embed import pipeline
+from dpmepf.embed.checkpoint import Checkpoint, CheckpointError
+from dpmepf.embed.fingerprint import run_fingerprint
 from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
-from dpmepf.embed.summing import ExactSums
+from dpmepf.embed.summing import ClassSums, ExactSums
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import ImageSource, open_images
@@ -199,7 +203,7 @@ def test_processes_tell_files_apart_whose_arrays_hold_other_pixels_in_the_same_p
     ]
     schema = infer_schema(sources[0])
     one, copy, reversed_ = (
-        pipeline._fingerprint(source, schema, StandInFeatures(), settings(), None)  # type: ignore[arg-type]
+        run_fingerprint(source, schema, StandInFeatures().description, settings(), None)  # type: ignore[arg-type]
         for source in sources
     )
     assert one == copy != reversed_
@@ -301,3 +305,88 @@ def test_an_encoder_whose_features_depend_on_place_or_company_is_refused_before_
 def test_an_image_that_is_alone_in_its_batch_has_no_company(source: ImageSource) -> None:
     expected = summed(source, StandInFeatures())
     assert np.array_equal(summed(source, StandInFeatures(company), batch_size=1).features > 0, expected.features > 0)
+
+
+# A run that is interrupted
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run while it reads images."""
+
+
+def interrupted(source: ImageSource, file: Path, after: int, **arguments: Any) -> None:
+    """Run until `after` images are embedded, with sums kept after every batch."""
+    seen = [0]
+
+    def stop(count: int) -> None:
+        seen[0] += count
+        if seen[0] >= after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        kept_sums(source, file, on_images=stop, **arguments)
+
+
+def kept_sums(source: ImageSource, file: Path, *, persons: np.ndarray | None = None, **arguments: Any) -> ClassSums:
+    on_images, on_unreadable = arguments.pop("on_images", None), arguments.pop("on_unreadable", None)
+    unit = ONE_IMAGE if persons is None else ONE_PERSON
+    return sum_images(
+        source,
+        schema=infer_schema(source),
+        feature_map=StandInFeatures(),  # type: ignore[arg-type]
+        settings=settings(unit_of_privacy=unit, **arguments),
+        persons=persons,
+        checkpoint=Checkpoint(path=file, interval_seconds=0.0, largest_share=math.inf),
+        on_images=on_images,
+        on_unreadable=on_unreadable,
+    )
+
+
+PERSONS = {
+    "by image": None,
+    "by person": np.repeat(np.arange(7), 3),
+    "persons all over": np.arange(21) % 4,
+    "one person": np.zeros(21, np.int64),
+}
+
+
+@pytest.mark.parametrize("persons", PERSONS.values(), ids=PERSONS)
+@pytest.mark.parametrize("ends", [(1,), (9,), (21,), (1, 9), (9, 9, 9)])
+def test_a_run_that_goes_on_sums_every_image_once(
+    tmp_path: Path, source: ImageSource, persons: np.ndarray | None, ends: tuple[int, ...]
+) -> None:
+    file = tmp_path / "kept"
+    for end in ends:
+        interrupted(source, file, end, persons=persons)
+    embedded: list[int] = []
+    gone_on = kept_sums(source, file, persons=persons, on_images=embedded.append).take()
+    whole = kept_sums(source, tmp_path / "other", persons=persons).take()
+    assert np.array_equal(gone_on.features, whole.features)
+    assert np.array_equal(gone_on.weighted_counts, whole.weighted_counts)
+    assert sum(embedded) == 21
+
+
+def test_a_run_goes_on_where_it_was_and_not_at_the_beginning(tmp_path: Path, source: ImageSource) -> None:
+    interrupted(source, tmp_path / "kept", 16)
+    embedded: list[int] = []
+    kept_sums(source, tmp_path / "kept", on_images=embedded.append)
+    assert embedded == [16, 5]
+
+
+def test_a_file_that_changed_its_name_is_another_run(tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]) -> None:
+    """Places would have moved, and an image that was summed would come again."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, image in enumerate(pixels[0]):
+        Image.fromarray(image).save(data / f"{number:02}.png")
+    interrupted(open_images(data), tmp_path / "kept", 16)
+    (data / "20.png").rename(data / "00b.png")
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept")
+    (data / "00b.png").rename(data / "20.png")
+    kept_sums(open_images(data), tmp_path / "kept")
+    (data / "03.png").unlink()
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept")
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept", epsilon=1.0)
