@@ -116,7 +116,7 @@ def embed_images(
         feature_map: φ for the schema's resolution and channels, on `settings.device`.
         persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
         processes: those that work on it together, of which this is the first; the others call `embed_share` with the
-            same arguments.
+            same arguments, and wait there until this one says `processes.let_end()`, or ends.
         checkpoint: file in which the exact sums are kept while images are read, to go on from if the run is
             interrupted; delete it when the artifact is written.
         on_images: called with the number of images just embedded here. A running total of them is private: it may be
