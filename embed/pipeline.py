@@ -25,7 +25,8 @@ from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import iterate_indexed_batches
-from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
+from dpmepf.shared.image_source_types import ArrayImageSource, EncodedImageSource, ImageSource
+from dpmepf.shared.parquet_files import ParquetRows
 from dpmepf.shared.schema import ImageSchema
 
 HASHED_IMAGES = 1024  # at a time
@@ -258,6 +259,8 @@ def _fingerprint(
     if isinstance(source, ArrayImageSource):  # whose names are places: another file has the same
         for start in range(0, len(source.pixels), HASHED_IMAGES):
             digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
+    elif isinstance(source, EncodedImageSource) and isinstance(source.members, ParquetRows):  # likewise
+        digest.update(source.members.footers)
     return digest.digest()
 
 
