@@ -164,8 +164,6 @@ class ParquetRows:
 
 
 def _open(path: Path, **options: Any) -> Any:
-    if not path.is_file():  # a pipe would block for ever
-        raise OSError
     return pyarrow_library().parquet.ParquetFile(path, buffer_size=_BUFFER, **options)
 
 

@@ -59,6 +59,7 @@ def choose_shards(
         AmbiguousLayoutError: the names can be read in more than one way.
         RepeatedImageError: a shard is there twice.
         SplitError: the asked split is absent, or has to be confirmed.
+        UnreadableDataError: a shard is no file.
     """
     found: dict[str | None, list[str]] = {}
     places: dict[str | None, set[tuple[str, ...]]] = {}
@@ -98,6 +99,12 @@ def _refuse_repeated(root: Path, shards: list[str], public: bool) -> None:
     parts: set[str] = set()
     wholes: set[str] = set()
     for name in shards:
+        if not (root / name).is_file():  # a link to nowhere, or a pipe, which would block for ever
+            raise UnreadableDataError.in_shard(
+                "a tar or parquet file cannot be read: check that it is a file and there",
+                path=root / name,
+                public=public,
+            )
         status = (root / name).stat()
         part = _PART.search(name.rpartition("/")[2])
         number = (status.st_dev, status.st_ino)

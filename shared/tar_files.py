@@ -20,11 +20,12 @@ from dpmepf.shared.image_errors import LabelError, RepeatedImageError, Unreadabl
 from dpmepf.shared.image_layout import is_image, is_visible
 from dpmepf.shared.shards import compressed_tar
 
-MOST_IMAGES = 10_000_000  # the index of so many takes about 3 GB
+MOST_IMAGES = 10_000_000  # the index of so many takes about 4 GB
 _LARGEST_HEADER = 2**20  # bytes, long names and attributes included; also of the zeros at the end
 _LONGEST_LABEL = 1024  # bytes of a .cls
 _MAGIC = slice(257, 262)
 _COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_OTHERS = (b"PK\x03\x04", b"PAR1")  # zip and parquet
 _DAMAGED = "a tar file is truncated or damaged: fetch or pack it again"
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
@@ -32,7 +33,9 @@ _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 def is_tar(path: Path) -> bool:
     """Whether a file is a tar by its content or, as very old ones have no mark, by its name."""
     with path.open("rb") as file:
-        return file.read(_MAGIC.stop)[_MAGIC] == b"ustar" or path.suffix.lower() == ".tar"
+        start = file.read(_MAGIC.stop)
+    marked = start[_MAGIC] == b"ustar" and not start.startswith(_OTHERS)  # in which pixels may lie there
+    return marked or path.suffix.lower() == ".tar"
 
 
 def key_of(name: str) -> str:
@@ -143,8 +146,6 @@ def _members(path: Path, public: bool) -> Iterator[tuple[str, int | None, int, _
     def refused(sentence: str) -> UnreadableDataError:
         return UnreadableDataError.in_shard(sentence, path=path, public=public)
 
-    if not path.is_file():  # a pipe would block for ever
-        raise refused("a tar file cannot be read: check that it is a file and there")
     with _Headers(path) as file:
         if file.read(_MAGIC.stop).startswith(_COMPRESSIONS):
             raise compressed_tar()
@@ -157,7 +158,7 @@ def _members(path: Path, public: bool) -> Iterator[tuple[str, int | None, int, _
                 tar.pax_headers = {}
                 is_folder = member.isdir()
                 if member.sparse is not None or not (is_folder or member.type in _FILES):
-                    raise refused("a tar file holds links, devices or sparse files: pack it again without (tar -h)")
+                    raise refused("a tar file holds links, devices or sparse files: pack it again without")
                 end = member.offset_data + (
                     0 if is_folder else -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 )

@@ -399,11 +399,22 @@ def test_random_damage_is_an_error_of_ours_or_an_unreadable_image(
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 @pytest.mark.parametrize("form", ["tar", "parquet"])
-def test_a_named_pipe_does_not_block(tmp_path: Path, form: str) -> None:
-    os.mkfifo(tmp_path / f"{SECRET}.{form}")
-    with pytest.raises(UnreadableDataError) as caught:
-        open_images(tmp_path, classes=CLASSES)
-    assert SECRET not in str(caught.value)
+def test_a_named_pipe_does_not_block_and_a_link_to_nowhere_is_refused(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"{SECRET}.{form}"
+    for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("nowhere")):
+        make()
+        refusal(tmp_path, UnreadableDataError, "cannot be read")
+        path.unlink()
+
+
+def test_no_pixels_make_an_npz_a_tar(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 32, 32), np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels)
+    start = (tmp_path / "a.npz").read_bytes().index(bytes(32))
+    pixels.flat[257 - start : 262 - start] = np.frombuffer(b"ustar", np.uint8)
+    np.savez(tmp_path / "a.npz", x=pixels)
+    assert (tmp_path / "a.npz").read_bytes()[257:262] == b"ustar"
+    assert len(open_images(tmp_path / "a.npz")) == 1
 
 
 # Parquet files

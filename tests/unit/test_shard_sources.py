@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,11 +28,11 @@ from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, _fingerprint
 from dpmepf.shared import image_loading, parquet_files
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_errors import ClassesError, DataNotFoundError, SplitError, UndeclaredClassError
 from dpmepf.shared.image_loading import iterate_batches, load_all
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import ImageSchema
+from dpmepf.synthesize.evaluation import _open_real
 
 FORMS = (*TARS, *PARQUETS)
 
@@ -231,12 +232,17 @@ def test_a_tar_without_an_image_is_refused(tmp_path: Path) -> None:
 
 def test_hidden_members_do_not_exist(tmp_path: Path) -> None:
     some = images()
-    hidden = [("__MACOSX/._000.png", b"x"), (".cache/000.png", b"x"), ("._001.cls", b"\xff"), (".002.png", b"x")]
+    hidden = [("__MACOSX/._000.png", b"x"), (".cache/000.png", b"x"), ("__MACOSX/000.cls", b"\xff"), (".002.png", b"x")]
     path = write_tar(tmp_path / "d" / "a.tar", [*webdataset(some), *hidden])
     (tmp_path / "d" / "._b.tar").write_bytes(b"x")
     (tmp_path / "d" / ".cache").mkdir()
     (tmp_path / "d" / ".cache" / "c.parquet").write_bytes(b"x")
     assert len(open_images(path, classes=CLASSES)) == len(open_images(path.parent, classes=CLASSES)) == 9
+
+
+def test_real_images_of_an_evaluation_are_numbered_as_the_synthetic_ones(tmp_path: Path) -> None:
+    for form in ("WebDataset", "parquet of bytes", "parquet of names", "parquet"):
+        assert _open_real(write_form(tmp_path / form, form), CLASSES, None).classes == CLASSES
 
 
 # Persons
@@ -275,8 +281,8 @@ def test_names_that_lead_through_no_folders_name_no_persons(tmp_path: Path, form
 
 def fingerprint(source: ImageSource) -> bytes:
     schema = ImageSchema(classes=CLASSES, resolution=28, channels=3, inferred=())
-    feature_map = build_feature_map(describe_feature_map(resolution=28, channels=3))
-    return _fingerprint(source, schema, feature_map, EmbedSettings(epsilon=1.0), None)
+    feature_map = SimpleNamespace(description=None)
+    return _fingerprint(source, schema, feature_map, EmbedSettings(epsilon=1.0), None)  # type: ignore[arg-type]
 
 
 def test_processes_that_see_other_images_have_another_fingerprint(tmp_path: Path) -> None:
