@@ -64,8 +64,9 @@ class _SpeakingOnce(click.Command):
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Private images: a folder of class folders, a flat folder, a zip of either, a folder with IDX files (MNIST), "
-    "or an .npz with x and y. Required, except by --dry-run with --classes.",
+    help="Private images: a folder of class folders, a flat folder, a zip or tar of either, tar shards (WebDataset: "
+    "KEY.png with KEY.cls), parquet files (columns image and label), a folder with IDX files (MNIST), or an .npz with "
+    "x and y. Required, except by --dry-run with --classes.",
 )
 @click.option(
     "--eps",
@@ -94,8 +95,8 @@ class _SpeakingOnce(click.Command):
     "unit_list",
     type=click.Path(path_type=Path),
     metavar="FILE.csv",
-    help="Protect persons, not images: a table with the columns image (its path below --data, or its number) and "
-    "person. Nobody may have two names, and no two the same.",
+    help="Protect persons, not images: a table with the columns image (its path below --data, its number, or in a "
+    "folder of shards a.tar/KEY.png, a.parquet/17) and person. Nobody may have two names, and no two the same.",
 )
 @click.option(
     "--unit-from-folder",
@@ -119,13 +120,13 @@ class _SpeakingOnce(click.Command):
     "--classes",
     metavar="NAMES|COUNT|@FILE",
     help="Class names between commas, their number (named 0, 1, …), or @FILE with one name a line; undeclared, the "
-    "folder names.",
+    "names of folders, or those that a file stores beside its labels.",
 )
 @click.option("--strict", is_flag=True, help="Refuse to infer classes, resolution or channels: they must be declared.")
 @click.option(
     "--split",
     metavar="train|test|val",
-    help="Which part of data that are divided so (IDX files, split folders); undeclared, train.",
+    help="Which part of data that are divided so (IDX files, split folders, train-0001.tar); undeclared, train.",
 )
 @click.option(
     "--dataset",

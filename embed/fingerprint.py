@@ -11,7 +11,8 @@ import torch
 
 from dpmepf.shared import __version__
 from dpmepf.shared.feature_map_description import FeatureMapDescription
-from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
+from dpmepf.shared.image_source_types import ArrayImageSource, EncodedImageSource, ImageSource
+from dpmepf.shared.parquet_files import ParquetRows
 from dpmepf.shared.schema import ImageSchema
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def run_fingerprint(
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None,
 ) -> bytes:
-    """SHA-256 of the images' names, labels, persons and order, of the options, and of versions; of arrays, the pixels.
+    """SHA-256 of the images' names, labels, persons and order, of the options, and of versions; of arrays, the
+    pixels, and of parquet files the footers.
 
     It tells of private names: it stays among the processes, and in the custodian's own files.
     """
@@ -44,4 +46,6 @@ def run_fingerprint(
     if isinstance(source, ArrayImageSource):  # whose names are places: another file has the same
         for start in range(0, len(source.pixels), HASHED_IMAGES):
             digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
+    elif isinstance(source, EncodedImageSource) and isinstance(source.members, ParquetRows):  # likewise
+        digest.update(source.members.footers)
     return digest.digest()

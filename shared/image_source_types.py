@@ -12,12 +12,13 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import (
     LARGEST_FILE,
     NO_ACCESS,
@@ -95,6 +96,14 @@ class ImageSource(ABC):
         """Where image `index` is, for the custodian's eyes."""
 
 
+class ImageFiles(Protocol):
+    """Encoded images that are read by name, from `root`."""
+
+    root: Path
+
+    def read(self, name: str) -> bytes: ...
+
+
 class FolderFiles:
     """Files below a folder, read by relative name."""
 
@@ -130,14 +139,18 @@ class ZipMembers:
 
 
 class EncodedImageSource(ImageSource):
-    """Image files in a folder or a zip archive. `entered`: what all names begin with, above the class folders."""
+    """Image files, each decoded when it is read.
+
+    `levels_above`: how many levels of a name lie above the class folders; None where names do not lead through folders
+    that mean something.
+    """
 
     def __init__(
-        self, *, members: FolderFiles | ZipMembers, names: tuple[str, ...], entered: str, **attributes: Any
+        self, *, members: ImageFiles, names: tuple[str, ...], levels_above: int | None, **attributes: Any
     ) -> None:
         self.members = members
         self.names = names
-        self.entered = entered
+        self.levels_above = levels_above
         super().__init__(**attributes)
 
     def rearranged(self, order: NDArray[np.int64]) -> Self:
@@ -161,7 +174,7 @@ class EncodedImageSource(ImageSource):
     def _bytes(self, index: int) -> bytes:
         try:
             return self.members.read(self.names[index])
-        except (DecodingError, MemoryError):
+        except (DecodingError, MemoryError, DpmepfError):  # of a whole container: it must not pass for one image's
             raise
         except OSError:
             raise DecodingError(NO_ACCESS) from None

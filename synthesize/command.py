@@ -59,8 +59,8 @@ from dpmepf.synthesize.training import GeneratorTraining
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
-    help="Public images (folder, zip, IDX or .npz; labels are not used): those that look like a class by the class "
-    "means replace up to half of its generated images. Can be repeated.",
+    help="Public images (folder, zip, tar, parquet, IDX or .npz; labels are not used): those that look like a class by "
+    "the class means replace up to half of its generated images. Can be repeated.",
 )
 @click.option(
     "--preset",
