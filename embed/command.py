@@ -21,11 +21,11 @@ from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
-from dpmepf.artifacts.register import Register, default_register
+from dpmepf.artifacts.register import Register, default_register, files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
-from dpmepf.embed.checkpoint import Checkpoint
-from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
+from dpmepf.embed.checkpoint_place import place_checkpoint
+from dpmepf.embed.display import announce, embedding_progress, note, show_account, show_dry_run, show_release, warn
 from dpmepf.embed.distributed import Processes, joined, launched_processes
 from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
@@ -269,7 +269,12 @@ def main(
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
     if releases:
-        _check_usage(output, settings.register, checkpoint_file, force=force, dry_run=dry_run, records=records)
+        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+    checkpoint = None
+    if checkpoint_file is not None and not dry_run:
+        register = [] if settings.register is None else files_of(settings.register.path)
+        taken = [output, signature_file(output), *register]
+        checkpoint = place_checkpoint(checkpoint_file, processes, data=data, taken=taken, say=note)
     signing_key = None
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
@@ -300,8 +305,7 @@ def main(
     elif unit_from_folder:
         persons = persons_from_folders(source)
     keep_freed_memory()
-    checkpoint = _checkpoint(checkpoint_file, processes)
-    stage = Stage(output, settings.register, None if checkpoint is None else checkpoint.path)
+    stage = Stage(output, settings.register, checkpoint)
     with stopping_plainly(stage):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
@@ -341,10 +345,8 @@ def main(
         write_artifact(output, artifact, force=force)
         if signing_key is not None:
             sign_file(output, signing_key, force=force)
-        if processes is not None:
-            processes.let_end()
-        if checkpoint is not None:
-            checkpoint.delete()
+        if checkpoint is not None and (left := checkpoint.delete()):
+            warn(left)
         if settings.register is None:
             warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
         else:
@@ -360,15 +362,6 @@ def _device(name: str, processes: Processes | None) -> str:
     if name == "auto" and device.type == "cuda" and processes is not None:
         device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
     return str(device)
-
-
-def _checkpoint(file: Path | None, processes: Processes | None) -> Checkpoint | None:
-    """Where the sums are kept; each of several processes has a file of its own."""
-    if file is None:
-        return None
-    if processes is not None:
-        file = file.with_name(f"{file.name}.{processes.rank}")
-    return Checkpoint(path=file, on_failure=warn)
 
 
 def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:
@@ -418,7 +411,6 @@ def _declared_classes(text: str) -> tuple[str, ...]:
 def _check_usage(
     output: Path,
     register: Register | None,
-    checkpoint: Path | None,
     *,
     force: bool,
     dry_run: bool,
@@ -432,10 +424,6 @@ def _check_usage(
     written = {output.resolve(), signature_file(output).resolve()}
     if register is not None and register.path.resolve() in written:
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
-    if checkpoint is not None and register is not None:
-        written.add(register.path.resolve())
-    if checkpoint is not None and checkpoint.resolve() in written:
-        raise UsageError(f"--checkpoint {checkpoint} is a file that holds something else: name one of its own")
     check_writable_target(output, force=force)
     try:
         with tempfile.TemporaryFile(dir=output.parent):

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -85,7 +85,7 @@ class Processes:
             )
 
     def hand_over(self, sums: ClassSums) -> None:
-        """Give `sums` to the first process, and wait until it lets the others end.
+        """Give `sums` to the first process, and wait until it has those of all processes.
 
         From then on it is the first that answers Ctrl-C and torchrun: it alone knows what was released.
         """
@@ -105,7 +105,7 @@ class Processes:
             raise FirstProcessLostError("the first process of this run cannot be reached: see what it says") from None
 
     def collect(self, sums: ClassSums) -> None:
-        """Merge into `sums`, of the first process, those of all others, which wait for `let_end`.
+        """Merge into `sums`, of the first process, those of all others, and let these end.
 
         Raises: ProcessesError unless all have handed theirs over; SummingError for sums that do not fit.
         """
@@ -130,16 +130,8 @@ class Processes:
                     totals=totals.numpy(),
                 )
             )
-
-    def let_end(self) -> None:
-        """Tell the other processes, from the first, that the release is made, or that nothing of theirs is needed.
-
-        One that is gone by now is not missed.
-        """
-        import torch.distributed as dist
-
-        for rank in range(1, self.count):
-            with suppress(RuntimeError):
+        with _losses_said_plainly():
+            for rank in range(1, self.count):
                 dist.send(torch.zeros(1), rank)
 
 
@@ -207,6 +199,4 @@ def _losses_said_plainly() -> Iterator[None]:
     try:
         yield
     except RuntimeError:  # gloo's own text is of sockets
-        raise ProcessesError(
-            "another process of this run ended or cannot be reached: nothing was released and nothing was written"
-        ) from None
+        raise ProcessesError("another process of this run ended or cannot be reached: nothing was released") from None

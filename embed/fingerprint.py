@@ -1,4 +1,7 @@
-"""What tells whether two processes, or a run and the one that goes on with it, see the same images in the same way."""
+"""What tells whether two processes, or a run and the one that goes on with it, see the same images in the same way.
+
+Both hashes tell of private names: they stay among the processes, and in the custodian's own files.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,12 @@ def run_fingerprint(
     persons: npt.NDArray[np.int64] | None,
 ) -> bytes:
     """SHA-256 of the images' names, labels, persons and order, of the options, and of versions; of arrays, the
-    pixels, and of parquet files the footers.
-
-    It tells of private names: it stays among the processes, and in the custodian's own files.
+    pixels, and of parquet files the footers. For processes, which may be on several machines.
     """
     common = (
         *(__version__, torch.__version__, schema, feature_map, source.kind, source.split, len(source)),
         *(settings.epsilon, settings.delta, settings.relation, settings.unit_of_privacy, settings.batch_size),
-        *(torch.device(settings.device).type, settings.skip_unreadable, settings.dataset_name),
+        *(torch.device(settings.device).type, settings.dataset_name),
     )
     digest = hashlib.sha256(repr(common).encode())
     digest.update(source.labels.tobytes())
@@ -48,4 +49,25 @@ def run_fingerprint(
             digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
     elif isinstance(source, EncodedImageSource) and isinstance(source.members, ParquetRows):  # likewise
         digest.update(source.members.footers)
+    return digest.digest()
+
+
+def state_of_files(source: ImageSource) -> bytes:
+    """SHA-256 of what the file system says of the files that images are read from, in the order of the images.
+
+    A file that was written to, renamed or put in another's place has another inode, size or time of change.
+    """
+    digest = hashlib.sha256()
+    last = None
+    for index in range(len(source)):
+        file = source.file(index)
+        if file != last:
+            last = file
+            try:
+                found = file.stat()
+            except OSError:
+                digest.update(b"none")
+            else:
+                digest.update(repr((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+        digest.update(b"\0")
     return digest.digest()

@@ -19,7 +19,7 @@ from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.distributed import Processes
-from dpmepf.embed.fingerprint import run_fingerprint
+from dpmepf.embed.fingerprint import run_fingerprint, state_of_files
 from dpmepf.embed.release import release
 from dpmepf.embed.summing import ClassSums
 from dpmepf.shared.errors import DpmepfError, UsageError
@@ -116,7 +116,7 @@ def embed_images(
         feature_map: φ for the schema's resolution and channels, on `settings.device`.
         persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
         processes: those that work on it together, of which this is the first; the others call `embed_share` with the
-            same arguments, and wait there until this one says `processes.let_end()`, or ends.
+            same arguments.
         checkpoint: file in which the exact sums are kept while images are read, to go on from if the run is
             interrupted; delete it when the artifact is written.
         on_images: called with the number of images just embedded here. A running total of them is private: it may be
@@ -222,14 +222,17 @@ def sum_images(
         processes.require_same(fingerprint)
         share = processes.share(owners)
         source, owners = source.rearranged(np.arange(len(source))[share]), owners[share]
-        fingerprint = hashlib.sha256(fingerprint + repr(share).encode()).digest()
+        fingerprint += repr(share).encode()
     sums = ClassSums(
         class_count=len(schema.classes),
         dimension=feature_map.dimension,
         non_negative=feature_map.non_negative,
         unit_of_privacy=settings.unit_of_privacy,
     )
-    done = 0 if checkpoint is None else checkpoint.restore(sums, fingerprint=fingerprint)
+    done = 0
+    if checkpoint is not None:
+        state = hashlib.sha256(fingerprint + state_of_files(source)).digest()
+        done = checkpoint.restore(sums, fingerprint=state)
     if done:
         source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
         if on_images is not None:

@@ -95,6 +95,10 @@ class ImageSource(ABC):
     def location(self, index: int) -> str:
         """Where image `index` is, for the custodian's eyes."""
 
+    @abstractmethod
+    def file(self, index: int) -> Path:
+        """The file that image `index` is read from, with others or alone."""
+
 
 class ImageFiles(Protocol):
     """Encoded images that are read by name, from `root`."""
@@ -103,12 +107,17 @@ class ImageFiles(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
+    def file(self, name: str) -> Path: ...
+
 
 class FolderFiles:
     """Files below a folder, read by relative name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def file(self, name: str) -> Path:
+        return self.root / name
 
     def read(self, name: str) -> bytes:
         path = self.root / name
@@ -125,6 +134,9 @@ class ZipMembers:
     def __init__(self, path: Path) -> None:
         self.root = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def file(self, name: str) -> Path:
+        return self.root
 
     def read(self, name: str) -> bytes:
         if self._opened is None or self._opened[0] != os.getpid():
@@ -170,6 +182,9 @@ class EncodedImageSource(ImageSource):
     def location(self, index: int) -> str:
         place = f"{self.members.root}/{self.names[index]}"
         return place.encode("utf-8", "backslashreplace").decode()  # a name need not be valid text
+
+    def file(self, index: int) -> Path:
+        return self.members.file(self.names[index])
 
     def _bytes(self, index: int) -> bytes:
         try:
@@ -233,6 +248,9 @@ class ArrayImageSource(ImageSource):
 
     def location(self, index: int) -> str:
         return f"{self.path}: image {self.name(index)}, counted from 0"
+
+    def file(self, index: int) -> Path:
+        return self.path
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}

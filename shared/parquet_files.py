@@ -118,6 +118,9 @@ class ParquetRows:
         self._starts: list[int] = []
         self._kept: dict[tuple[str, int], list[bytes | None]] = {}
 
+    def file(self, name: str) -> Path:
+        return self.root / name.rpartition("/")[0]
+
     def read(self, name: str) -> bytes:
         shard, _, number = name.rpartition("/")
         if self._process != os.getpid():

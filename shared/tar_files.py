@@ -118,12 +118,15 @@ class TarMembers:
         self._index = index
         self._names = names
 
+    def file(self, name: str) -> Path:
+        return self.root / self._index.shards[self._index.shard_numbers[self._names[name]]]
+
     def read(self, name: str) -> bytes:
         place = self._names[name]
         size = self._index.sizes[place]
         if size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
-        with (self.root / self._index.shards[self._index.shard_numbers[place]]).open("rb") as file:
+        with self.file(name).open("rb") as file:
             file.seek(self._index.starts[place])
             data = file.read(size)
         if len(data) < size:  # cut since it was indexed

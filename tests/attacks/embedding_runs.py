@@ -162,7 +162,7 @@ def keeping_stages(action: Action) -> dict[str, Action]:
         kept.interval_seconds, kept.largest_share = 0.0, math.inf
 
     def planted(plant: Action) -> Action:
-        return lambda: (after(command, "_checkpoint", often), plant())
+        return lambda: (after(command, "place_checkpoint", often), plant())
 
     return {
         "after keeping sums": planted(lambda: after(checkpoint.Checkpoint, "save", action)),
@@ -173,6 +173,7 @@ def keeping_stages(action: Action) -> dict[str, Action]:
             lambda: before(checkpoint, "write_atomically", lambda: before(atomic_file.Path, "replace", action))
         ),
         "with sums kept, before the artifact is written": planted(lambda: before(command, "write_artifact", action)),
+        "with sums kept, after the artifact is written": planted(lambda: after(command, "write_artifact", action)),
     }
 
 

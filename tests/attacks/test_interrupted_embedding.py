@@ -13,7 +13,7 @@ from PIL import Image
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.register import Register
 
-STAGES = list(keeping_stages(lambda: None))
+*STAGES, WRITTEN = list(keeping_stages(lambda: None))
 SECRET = "patient-4711"
 HOW = ("kill", "Ctrl-C")
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Run, Run]]:
     """By event: the run that it ended, and one by the same command afterwards."""
     root = tmp_path_factory.mktemp("runs")
-    events = [f"{how} {stage}" for how in HOW for stage in STAGES]
+    events = [f"{how} {stage}" for how in HOW for stage in (*STAGES, WRITTEN)]
 
     def runs(which: str, planted: bool) -> list[Run]:
         found = []
@@ -53,6 +53,8 @@ def ended(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tup
             if file.exists():
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert (root / "kept0").exists()
+    written = root / f"kept{events.index(f'Ctrl-C {WRITTEN}')}"
+    assert not written.exists()
     return dict(zip(events, zip(first, runs("second", False), strict=True), strict=True))
 
 
@@ -77,3 +79,21 @@ def test_the_same_command_goes_on_and_leaves_no_sums(how: str, stage: str, ended
 def test_who_interrupts_it_is_told_how_it_goes_on(ended: dict[str, tuple[Run, Run]]) -> None:
     first, _ = ended["Ctrl-C after keeping sums"]
     assert f"nothing was released; the same command goes on from {first.arguments[3]}" in first.text("stderr")
+
+
+def test_sums_do_not_outlive_the_artifact_that_ctrl_c_came_too_late_for(ended: dict[str, tuple[Run, Run]]) -> None:
+    first, _ = ended[f"Ctrl-C {WRITTEN}"]
+    assert first.files("out") == {"artifact.h5"}
+    assert "out/artifact.h5 is complete: the release was made, and counts" in first.text("stderr")
+    kept = first.arguments[3]
+    assert isinstance(kept, Path)
+    assert list(kept.parent.glob(f"*{kept.name}*")) == []
+
+
+def test_who_interrupts_it_after_the_charge_is_told_that_it_will_be_charged_anew(
+    ended: dict[str, tuple[Run, Run]],
+) -> None:
+    first, _ = ended["Ctrl-C with sums kept, before the artifact is written"]
+    said = first.text("stderr")
+    assert "stays charged" in said
+    assert f"goes on from {first.arguments[3]}, which is private, to release and charge anew" in said

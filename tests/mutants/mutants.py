@@ -224,10 +224,24 @@ MUTANTS = [
     _mutant(
         "the sums of other images are gone on from",
         "embed/checkpoint.py",
-        'stored["fingerprint"].tobytes() != fingerprint',
+        'stored["fingerprint"].tobytes() != self._fingerprint',
         "False",
         f"{CHECKPOINT}::test_the_sums_of_another_run_are_refused_and_left_alone",
-        f"{PIPELINE}::test_a_file_that_changed_its_name_is_another_run",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
+    ),
+    _mutant(
+        "images that changed places are gone on from, and one is summed twice",
+        "embed/pipeline.py",
+        "fingerprint + state_of_files(source)",
+        "fingerprint",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
+    ),
+    _mutant(
+        "the output is taken for sums that are kept, and deleted",
+        "embed/checkpoint_place.py",
+        "if any(other.is_relative_to(path) for other in real):",
+        "if file in taken:",
+        f"{CHECKPOINT}::test_a_file_that_is_something_else_is_refused_also_under_the_name_that_a_process_gives_it",
     ),
     _mutant(
         "damaged sums are gone on from",
@@ -239,7 +253,7 @@ MUTANTS = [
     _mutant(
         "sums that another may have written are gone on from",
         "embed/checkpoint.py",
-        "if found.st_uid != os.geteuid() or found.st_mode & 0o077:",
+        "if found.st_uid != os.geteuid() or found.st_mode & _OTHERS:",
         "if False:",
         f"{CHECKPOINT}::test_a_file_that_others_may_touch_is_not_trusted",
     ),
@@ -247,7 +261,7 @@ MUTANTS = [
         "others may read the sums",
         "embed/checkpoint.py",
         "force=True, mode=_OWNER_ONLY",
-        "force=True",
+        "force=True, mode=0o644",
         f"{CHECKPOINT}::test_the_file_is_for_its_owner_only_also_where_it_replaces_another",
     ),
     _mutant(

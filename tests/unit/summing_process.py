@@ -40,7 +40,6 @@ def exact_sums(source: ImageSource, unit: str, processes: Processes | None) -> n
     sums = sum_images(source, **arguments)
     if processes is not None:
         processes.collect(sums)
-        processes.let_end()
     return mechanism_input(sums.take())
 
 

@@ -1,11 +1,18 @@
 """Images to sums: the same bits for any order and any number of workers, whatever the encoder returns is bounded."""
 
+import io
 import math
+import os
+import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -373,20 +380,80 @@ def test_a_run_goes_on_where_it_was_and_not_at_the_beginning(tmp_path: Path, sou
     assert embedded == [16, 5]
 
 
-def test_a_file_that_changed_its_name_is_another_run(tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]) -> None:
-    """Places would have moved, and an image that was summed would come again."""
+def swap(data: Path) -> None:
+    """A summed image comes again at a place that is not done."""
+    (data / "00.png").rename(data / "x")
+    (data / "20.png").rename(data / "00.png")
+    (data / "x").rename(data / "20.png")
+
+
+def rewrite(data: Path) -> None:
+    content, found = (data / "03.png").read_bytes(), (data / "03.png").stat()
+    (data / "03.png").write_bytes(content)
+    os.utime(data / "03.png", ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image changes its name": lambda data: (data / "20.png").rename(data / "00b.png"),
+    "two images change places": swap,
+    "an image is missing": lambda data: (data / "03.png").unlink(),
+    "an image is written anew": rewrite,
+    "another folder of the same names": lambda data: (
+        data.rename(data.with_name("x")),
+        shutil.copytree(data.with_name("x"), data),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_run_goes_on_with_the_same_images_only(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray], change: Callable[[Path], object]
+) -> None:
+    """Otherwise an image that was summed could come again at another place."""
     data = tmp_path / "data"
     data.mkdir()
     for number, image in enumerate(pixels[0]):
         Image.fromarray(image).save(data / f"{number:02}.png")
     interrupted(open_images(data), tmp_path / "kept", 16)
-    (data / "20.png").rename(data / "00b.png")
-    with pytest.raises(CheckpointError, match="another run"):
-        kept_sums(open_images(data), tmp_path / "kept")
-    (data / "00b.png").rename(data / "20.png")
-    kept_sums(open_images(data), tmp_path / "kept")
-    (data / "03.png").unlink()
-    with pytest.raises(CheckpointError, match="another run"):
-        kept_sums(open_images(data), tmp_path / "kept")
     with pytest.raises(CheckpointError, match="another run"):
         kept_sums(open_images(data), tmp_path / "kept", epsilon=1.0)
+    change(data)
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "parquet"])
+def test_an_archive_that_was_packed_anew_is_another_run(
+    tmp_path: Path, form: str, pixels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images = [(f"{number:02}.png", image) for number, image in enumerate(pixels[0])]
+    file = tmp_path / f"data.{form}"
+    pack(file, images)
+    interrupted(open_images(file), tmp_path / "kept", 16)
+    kept_sums(open_images(file), tmp_path / "kept")
+    interrupted(open_images(file), tmp_path / "kept2", 16)
+    file.unlink()
+    pack(file, [(name, image) for (name, _), (_, image) in zip(images, images[::-1], strict=True)])
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(file), tmp_path / "kept2")
+
+
+def pack(file: Path, images: list[tuple[str, np.ndarray]]) -> None:
+    encoded = {}
+    for name, image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=0)  # all of one size
+        encoded[name] = stream.getvalue()
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in encoded.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+    elif file.suffix == ".tar":
+        with tarfile.open(file, "w") as tar:
+            for name, content in encoded.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    else:
+        table = pyarrow.table({"image": [{"bytes": content, "path": None} for content in encoded.values()]})
+        pyarrow.parquet.write_table(table, file)
