@@ -45,7 +45,8 @@ class SynthesisCallbacks:
         on_step: called after every training step.
         on_public_images: called with the number of public images just looked at and the number of all.
         on_images: called with the number of images just written, first 0, and the number to write.
-        stop_requested: asked after every step; True ends the run with `TrainingStopped`, a checkpoint kept.
+        stop_requested: asked after every step and every few images; True ends the run with `TrainingStopped`, a
+            checkpoint kept.
         snapshot_seconds: time between checkpoints and previews.
     """
 
@@ -87,8 +88,8 @@ def synthesise(
     try:
         with _ending_resumably(output):
             trained, training_seconds = _train(run, folder, callbacks, processes)
-        sampling_began = time.monotonic()
-        chosen = _draw(folder, run, trained, request, callbacks)
+            sampling_began = time.monotonic()
+            chosen = _draw(folder, run, trained, request, callbacks)
         now = time.monotonic()
         resumed_seconds = run.checkpoint.seconds if run.checkpoint else 0.0
         record = run_record(
@@ -149,7 +150,7 @@ def _ending_resumably(output: OutputFolder) -> Iterator[None]:
         ) from error
     except ProcessesError as error:
         if not (output.partial / CHECKPOINT_FILE).is_file():
-            raise ProcessesError(f"{error}, and nothing was written") from error
+            raise ProcessesError(f"{error} before its first checkpoint") from error
         raise ProcessesError(f"{error}; its last checkpoint is in {output.partial}: go on with --resume") from error
 
 
@@ -201,6 +202,8 @@ def _draw(
 
     def advance(count: int) -> None:
         callbacks.on_images(count, total)
+        if callbacks.stop_requested():
+            raise TrainingStopped("stopped while drawing images")
 
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)
