@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -26,7 +24,7 @@ from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.display import announce, embedding_progress, note, show_account, show_dry_run, show_release, warn
-from dpmepf.embed.distributed import Processes, joined, launched_processes
+from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
@@ -40,27 +38,13 @@ from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_featu
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
-SECONDS_TO_SPEAK = 10  # for the first of several processes, before torchrun stops it
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
 
 
-class _SpeakingOnce(click.Command):
-    """Of several processes that cannot read their options, the first says so."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        try:
-            return super().make_context(*arguments, **options)
-        except click.UsageError as error:
-            processes = launched_processes()
-            if processes is None or processes.first:
-                raise
-            time.sleep(SECONDS_TO_SPEAK)
-            raise click.exceptions.Exit(error.exit_code) from None
-
-
-@click.command(cls=_SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -246,7 +230,7 @@ def main(
 
     The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
     """
-    processes = launched_processes()
+    processes = Processes.of_torchrun()
     releases = processes is None or processes.first
     if processes is not None and (dry_run or list_unreadable is not None):
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")

@@ -19,9 +19,9 @@ from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.register import Register
 from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.display import warn
-from dpmepf.embed.distributed import StoppedByLauncherError
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.processes import StoppedByLauncherError
 
 
 class InterruptedEmbeddingError(DpmepfError):
