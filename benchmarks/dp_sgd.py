@@ -72,15 +72,16 @@ class ScaledPixels(nn.Module):
 
 def noise_multiplier_for(epsilon: float, delta: float, *, sample_rate: float, steps: int) -> float:
     """σ/C with which `steps` Poisson samples are (ε, δ)-DP by the PRV accountant, at most 2 % of ε below it."""
-    return get_noise_multiplier(
-        target_epsilon=epsilon,
-        target_delta=delta,
-        sample_rate=sample_rate,
-        steps=steps,
-        accountant=ACCOUNTANT,
-        epsilon_tolerance=ACCOUNTING_ERROR * epsilon,
-        eps_error=ACCOUNTING_ERROR * epsilon,
-    )
+    with _quiet():
+        return get_noise_multiplier(
+            target_epsilon=epsilon,
+            target_delta=delta,
+            sample_rate=sample_rate,
+            steps=steps,
+            accountant=ACCOUNTANT,
+            epsilon_tolerance=ACCOUNTING_ERROR * epsilon,
+            eps_error=ACCOUNTING_ERROR * epsilon,
+        )
 
 
 def train_private_classifier(
