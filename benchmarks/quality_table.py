@@ -65,7 +65,7 @@ def accuracy_table(data: str, runs: Sequence[Record]) -> str:
                 _name(of_row[0]),
                 RELATIONS[of_row[0]["relation"]],
                 _public(of_row[0]),
-                *(f"{_accuracy(cell, CLASSIFIER)} (n = {len(cell)})" if cell else NOTHING for cell in by_epsilon),
+                *(_accuracy(cell, CLASSIFIER, numbered=True) for cell in by_epsilon),
             ]
         )
     if not runs:
@@ -136,8 +136,9 @@ def _public(run: Record) -> str:
     return "; ".join(encoder + chosen) or "none"
 
 
-def _accuracy(runs: Sequence[Record], classifier: str) -> str:
-    return _spread([run["accuracy"].get(classifier) for run in runs], "{:.1f}", factor=100)
+def _accuracy(runs: Sequence[Record], classifier: str, *, numbered: bool = False) -> str:
+    figure = _spread([run["accuracy"].get(classifier) for run in runs], "{:.1f}", factor=100)
+    return f"{figure} (n = {len(runs)})" if numbered and figure != NOTHING else figure
 
 
 def _spread(values: Sequence[float | None], form: str, *, factor: float = 1.0) -> str:
