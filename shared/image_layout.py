@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpmepf.shared.image_decoding import EXTENSIONS
-from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError
+from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError, UnreadableDataError
 
+_DEEPEST = 32  # folders above an image; names in a hostile archive can hold many thousands
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -98,8 +99,13 @@ def read_layout(
         DataNotFoundError: no image and no folder.
         AmbiguousLayoutError: images beside folders, or two folders for one split (train and training).
         SplitError: the asked split is absent.
+        UnreadableDataError: an image lies too deep.
     """
     images = sorted(name for name in files if is_image(name))
+    if any(name.count("/") > _DEEPEST for name in images):
+        raise UnreadableDataError(
+            f"the data hold an image more than {_DEEPEST} folders deep: unpack them and pass a folder further down"
+        )
     inner_folders = {name for name in folders if is_visible(name)}
     for name in images:  # a zip need not list its folders
         while (name := name.rpartition("/")[0]) and name not in inner_folders:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,18 @@ from dpmepf.shared.image_layout import is_image, is_visible
 from dpmepf.shared.shards import compressed_tar
 
 MOST_IMAGES = 10_000_000  # the index of so many takes about 4 GB
-_LARGEST_HEADER = 2**20  # bytes, long names and attributes included; also of the zeros at the end
+_LARGEST_HEADER = 2**16  # bytes of a long name, or of attributes
+_LONGEST_END = 2**20  # bytes of zeros
 _LONGEST_LABEL = 1024  # bytes of a .cls
 _MAGIC = slice(257, 262)
 _COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _OTHERS = (b"PK\x03\x04", b"PAR1")  # zip and parquet
+_ATTRIBUTE = re.compile(rb"([1-9]\d{0,5}) ([^=\n\0]+)=")
+_LONG_NUMBER = re.compile(rb"\d{256}")
 _DAMAGED = "a tar file is truncated or damaged: fetch or pack it again"
+_SPECIAL = "a tar file holds links, devices or sparse files: pack it again without"
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_ATTRIBUTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 def is_tar(path: Path) -> bool:
@@ -142,6 +148,49 @@ class _Headers(io.FileIO):
             raise tarfile.ReadError
         return super().read(size) or b""
 
+    def read_end(self) -> bytes:
+        return super().read(_LONGEST_END) or b""
+
+
+class _SparseFileError(tarfile.TarError):
+    """A sparse file, by its attributes."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose attributes are checked before the standard library reads them.
+
+    Attributes that are longer than they say, long numbers (CVE-2024-6232) and sparse files, which are refused anyway,
+    can make it take time and memory out of all proportion to their size.
+    """
+
+    __slots__ = ()
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            return self._proc_builtin(tar)  # type: ignore[attr-defined]
+        if self.type in _ATTRIBUTES and tar.fileobj is not None:
+            start = tar.fileobj.tell()
+            _check_attributes(tar.fileobj.read(_in_blocks(self.size)))
+            tar.fileobj.seek(start)
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def _check_attributes(data: bytes) -> None:
+    """Raise unless `data` are lines `LENGTH KEY=VALUE`, each as long as it says, and zeros behind them."""
+    place = 0
+    while (found := _ATTRIBUTE.match(data, place)) is not None:
+        place += int(found[1])
+        if not found.end() < place <= len(data) or data[place - 1 : place] != b"\n":
+            raise tarfile.ReadError
+        if found[2].startswith(b"GNU.sparse."):
+            raise _SparseFileError
+    if data[place:].strip(b"\0") or _LONG_NUMBER.search(data):
+        raise tarfile.ReadError
+
+
+def _in_blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
 
 def _members(path: Path, public: bool) -> Iterator[tuple[str, int | None, int, _Headers]]:
     """Name, place and size of each file of a tar, and the open tar; a folder has no place."""
@@ -150,21 +199,20 @@ def _members(path: Path, public: bool) -> Iterator[tuple[str, int | None, int, _
         return UnreadableDataError.in_shard(sentence, path=path, public=public)
 
     with _Headers(path) as file:
-        if file.read(_MAGIC.stop).startswith(_COMPRESSIONS):
+        beginning = file.read(_MAGIC.stop)
+        if beginning.startswith(_COMPRESSIONS) and beginning[_MAGIC] != b"ustar":  # a first name may begin with BZh
             raise compressed_tar()
         file.seek(0)
         length = os.fstat(file.fileno()).st_size
         try:
-            tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8")
+            tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", tarinfo=_Member)
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # or every header stays in memory
                 tar.pax_headers = {}
                 is_folder = member.isdir()
                 if member.sparse is not None or not (is_folder or member.type in _FILES):
-                    raise refused("a tar file holds links, devices or sparse files: pack it again without")
-                end = member.offset_data + (
-                    0 if is_folder else -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                )
+                    raise refused(_SPECIAL)
+                end = member.offset_data + (0 if is_folder else _in_blocks(member.size))
                 if member.size < 0 or tar.offset != end or end > length:
                     raise refused(_DAMAGED)
                 name = member.name.removeprefix("./")
@@ -176,7 +224,9 @@ def _members(path: Path, public: bool) -> Iterator[tuple[str, int | None, int, _
                     raise refused("a tar file has names like /a, a//b or ../a: unpack it and pass the folder")
                 yield name, None if is_folder else member.offset_data, member.size, file
             file.seek(tar.offset)
-            end_of_archive = file.read(_LARGEST_HEADER)
+            end_of_archive = file.read_end()
+        except _SparseFileError:
+            raise refused(_SPECIAL) from None
         except (tarfile.TarError, ValueError, OverflowError, RecursionError):
             raise refused(_DAMAGED) from None
     if (
