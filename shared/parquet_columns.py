@@ -56,7 +56,7 @@ def read_columns(schema: Any) -> Columns:
     if image is None:
         raise DataNotFoundError("a parquet file has no column `image`: expected one with the bytes of image files")
     kind, leaf = schema.field(image).type, image
-    if types.is_struct(kind) and "bytes" in [field.name for field in kind]:
+    if types.is_struct(kind) and [field.name for field in kind].count("bytes") == 1:
         kind, leaf = kind.field("bytes").type, f"{image}.bytes"
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
         raise DataNotFoundError(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import NO_ACCESS, DecodingError
 from dpmepf.shared.image_errors import (
     AmbiguousLayoutError,
@@ -117,6 +118,8 @@ class ParquetRows:
         self._file: Any = None
         self._starts: list[int] = []
         self._kept: dict[tuple[str, int], list[bytes | None]] = {}
+        self._kept_sizes: dict[tuple[str, int], int] = {}  # bytes, `_kept_size` in all
+        self._kept_size = 0
 
     def file(self, name: str) -> Path:
         return self.root / name.rpartition("/")[0]
@@ -155,15 +158,16 @@ class ParquetRows:
             images.append(data)
         if len(images) != self._starts[group + 1] - self._starts[group]:
             raise UnreadableDataError.in_shard(_DAMAGED, path=path, public=self._public)
-        self._kept[shard, group] = images
-        kept = {place: sum(len(data or b"") for data in group) for place, group in self._kept.items()}
-        while len(kept) > 1 and sum(kept.values()) > KEPT_ROW_GROUPS:
-            oldest = next(iter(kept))
-            del kept[oldest], self._kept[oldest]
+        self._kept[shard, group], self._kept_sizes[shard, group] = images, size
+        self._kept_size += size
+        while len(self._kept) > 1 and self._kept_size > KEPT_ROW_GROUPS:
+            oldest = next(iter(self._kept))
+            self._kept_size -= self._kept_sizes.pop(oldest)
+            del self._kept[oldest]
         return images
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_process": None, "_file": None, "_kept": {}}
+        return {**self.__dict__, "_process": None, "_file": None, "_kept": {}, "_kept_sizes": {}}
 
 
 def _open(path: Path, **options: Any) -> Any:
@@ -172,13 +176,12 @@ def _open(path: Path, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path, public: bool) -> Iterator[None]:
-    """What pyarrow raises inside becomes one sentence, never its own text."""
-    pyarrow = pyarrow_library()
+    """What is raised inside, of whatever type, becomes one sentence: it must not pass for a damaged image."""
     try:
         yield
-    except MemoryError:
+    except (DpmepfError, DecodingError, MemoryError):
         raise
-    except (pyarrow.ArrowException, OSError, ValueError):
+    except Exception:
         raise UnreadableDataError.in_shard(_DAMAGED, path=path, public=public) from None
 
 
@@ -190,6 +193,8 @@ def _check_sizes(metadata: Any, columns: Columns, path: Path, public: bool) -> N
         rows += group.num_rows
         if group.num_rows < 0 or rows > metadata.num_rows:
             raise UnreadableDataError.in_shard(_DAMAGED, path=path, public=public)
+        if group.total_byte_size <= LARGEST_ROW_GROUP:  # pyarrow ends the process where details of a column are damaged
+            continue
         for place in range(group.num_columns):
             column = group.column(place)
             if (
@@ -235,8 +240,9 @@ def _read_labels(path: Path, columns: Columns, rows: int, texts: dict[str, int],
                     public=public,
                 )
             if columns.labels_are_text:
-                numbers = [_number(text, texts, path, public) for text in column.dictionary]
-                values = np.array(numbers, np.int64)[column.indices.to_numpy(zero_copy_only=False)]
+                found, places = np.unique(column.indices.to_numpy(zero_copy_only=False), return_inverse=True)
+                numbers = [_number(column.dictionary[place], texts, path, public) for place in found.tolist()]
+                values = np.array(numbers, np.int64)[places]
             else:
                 values = column.cast("int64").to_numpy(zero_copy_only=False)
             if filled + len(values) > rows:

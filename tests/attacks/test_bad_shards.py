@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import subprocess
 import sys
 import tarfile
 import tracemalloc
@@ -556,6 +557,55 @@ def test_several_columns_of_one_kind_are_refused(tmp_path: Path) -> None:
         pq.write_table(doubled, path)
         with pytest.raises(AmbiguousLayoutError, match="several columns"):
             open_images(path, classes=CLASSES)
+
+
+def test_two_fields_of_bytes_are_refused(tmp_path: Path) -> None:
+    image = pa.StructArray.from_arrays([pa.array([PNG]), pa.array([PNG])], names=["bytes", "bytes"])
+    pq.write_table(pa.table({"image": image}), tmp_path / "a.parquet")
+    with pytest.raises(DataNotFoundError, match="no bytes"):
+        open_images(tmp_path / "a.parquet")
+
+
+def test_a_label_that_no_image_has_is_nobodys(tmp_path: Path) -> None:
+    """Writers keep a dictionary of labels whose images were taken out."""
+    labels = pa.DictionaryArray.from_arrays(pa.array([2, 2, 0], pa.int32()), pa.array(["dog", "x" * 2000, "cat"]))
+    path = write_parquet(tmp_path / "a.parquet", [PNG] * 3, labels)
+    assert open_images(path, classes=CLASSES).labels.tolist() == [0, 0, 1]
+
+
+def test_damaged_details_of_a_column_do_not_end_the_process(tmp_path: Path) -> None:
+    """pyarrow aborts where it is asked for them, and raises where it reads the column."""
+    path = write_parquet(tmp_path / f"{SECRET}.parquet", [PNG] * 3, [0, 1, 2])
+    program = (
+        "import sys; from pathlib import Path; from dpmepf.shared.image_sources import open_images; "
+        "from dpmepf.shared.image_loading import find_unreadable; from dpmepf.shared.errors import DpmepfError\n"
+        "for data in map(bytes.fromhex, sys.stdin.read().split()):\n"
+        "    Path(sys.argv[1]).write_bytes(data)\n"
+        "    try: find_unreadable(open_images(Path(sys.argv[1]), classes=('0', '1', '2')), workers=0)\n"
+        "    except DpmepfError: pass\n"
+    )
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    damaged = [(data[:place] + b"\x03" + data[place + 1 :]).hex() for place in range(footer, footer + 64)]
+    finished = subprocess.run(
+        [sys.executable, "-c", program, path], input=" ".join(damaged), capture_output=True, text=True
+    )
+    assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [IndexError, KeyError, RuntimeError])
+def test_an_error_of_any_type_is_the_files_and_skips_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, error: type[Exception]
+) -> None:
+    def failing(*_: object) -> None:
+        raise error(SECRET)
+
+    monkeypatch.setattr(parquet_files.ParquetRows, "_read_group", failing)
+    source = open_images(write_parquet(tmp_path / "a.parquet", [PNG] * 8))
+    with pytest.raises(UnreadableDataError, match="damaged") as caught:
+        load_all(source, resolution=8, channels=1, workers=workers, skip_unreadable=True)
+    assert SECRET not in str(caught.value)
 
 
 def test_a_path_in_a_parquet_file_is_never_followed(tmp_path: Path) -> None:
