@@ -4,7 +4,8 @@
 2. A split is a word of a shard's path: `train-00000-of-00005.parquet`, `imagenet-val-0001.tar`, `test/0001.tar`. Either
    each shard names one, or none does.
 3. The shards of a split lie in one folder (`data/`, say) and spell it alike: folders of shards are not classes.
-4. No shard is there twice: neither under a second name, by a link, nor as the same part of N (`-00001-of-00005`).
+4. No shard is there twice: neither under a second name, by a link, nor as the same part of N (`-00001-of-00005`); and
+   of such parts none is missing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dpmepf.shared.image_errors import AmbiguousLayoutError, RepeatedImageError, UnreadableDataError
+from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, RepeatedImageError, UnreadableDataError
 from dpmepf.shared.image_layout import canonical_split, choose_split, is_visible, require_default, require_undivided
 
 _COMPRESSED_TAR = re.compile(r".+\.(tar\.(gz|bz2|xz|zst|lz4|lzma|lz|Z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
-_PART = re.compile(r"-(\d+)-of-(\d+)(?!\d)")
+_PART = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?!\d)")
 
 
 def is_compressed_tar(name: str) -> bool:
@@ -57,6 +58,7 @@ def choose_shards(
 
     Raises:
         AmbiguousLayoutError: the names can be read in more than one way.
+        DataNotFoundError: a shard is missing.
         RepeatedImageError: a shard is there twice.
         SplitError: the asked split is absent, or has to be confirmed.
         UnreadableDataError: a shard is no file.
@@ -90,14 +92,14 @@ def choose_shards(
     else:
         require_undivided(split)
     shards = found[chosen]
-    _refuse_repeated(root, shards, public)
+    _require_each_once(root, shards, public)
     return tuple(shards), chosen
 
 
-def _refuse_repeated(root: Path, shards: list[str], public: bool) -> None:
+def _require_each_once(root: Path, shards: list[str], public: bool) -> None:
     files: set[tuple[int, int]] = set()
-    parts: set[str] = set()
-    wholes: set[str] = set()
+    parts: set[int] = set()
+    wholes: set[int] = set()
     for name in shards:
         if not (root / name).is_file():  # a link to nowhere, or a pipe, which would block for ever
             raise UnreadableDataError.in_shard(
@@ -106,9 +108,10 @@ def _refuse_repeated(root: Path, shards: list[str], public: bool) -> None:
                 public=public,
             )
         status = (root / name).stat()
-        part = _PART.search(name.rpartition("/")[2])
+        found = _PART.search(name.rpartition("/")[2])
+        part, whole = (None, None) if found is None else (int(found[1]), int(found[2]))
         number = (status.st_dev, status.st_ino)
-        if number in files or (part is not None and part[1] in parts) or (part is not None and wholes - {part[2]}):
+        if number in files or part in parts or (whole is not None and wholes - {whole}):
             raise RepeatedImageError(
                 "a tar or parquet file is there twice (by a link, or as the same part of a set), and its images would "
                 "count twice: keep one",
@@ -116,6 +119,11 @@ def _refuse_repeated(root: Path, shards: list[str], public: bool) -> None:
                 public=public,
             )
         files.add(number)
-        if part is not None:
-            parts.add(part[1])
-            wholes.add(part[2])
+        if part is not None and whole is not None:
+            parts.add(part)
+            wholes.add(whole)
+    if any(len(parts) < whole for whole in wholes):
+        raise DataNotFoundError(
+            "tar or parquet files are named as parts of a set (-00001-of-00005) of which others are missing: fetch "
+            "those, or give the files names without -of- to use them alone"
+        )

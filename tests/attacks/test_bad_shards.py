@@ -113,13 +113,27 @@ def test_a_shard_under_two_names_is_refused(tmp_path: Path, form: str, link: Cal
     refusal(tmp_path / "data", RepeatedImageError, "there twice")
 
 
-@pytest.mark.parametrize("other", ["train-00000-of-00002-b", "train-00000-of-00001", "train-00001-of-00003"])
+@pytest.mark.parametrize(
+    "other", ["train-00000-of-00002-b", "train-0-of-00002", "train-00000-of-00001", "train-00001-of-00003"]
+)
 def test_parts_of_a_set_that_was_written_twice_are_refused(tmp_path: Path, other: str) -> None:
     """The Hub's names hold the number of parts: after another upload, those of the first may lie beside them."""
     for name in ("train-00000-of-00002", other):
         write_parquet(tmp_path / "data" / f"{name}.parquet", [PNG], [0])
     with pytest.raises(RepeatedImageError, match="there twice"):
         open_images(tmp_path / "data", classes=CLASSES)
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_a_missing_part_of_a_set_is_refused(tmp_path: Path, form: str) -> None:
+    write = write_tar if form == "tar" else lambda path, _: write_parquet(path, [PNG], [0])
+    for part in (0, 2):
+        write(tmp_path / "data" / f"{SECRET}-{part:05}-of-00003.{form}", [(f"{part}.png", PNG), (f"{part}.cls", b"0")])
+    with pytest.raises(DataNotFoundError, match="others are missing") as caught:
+        open_images(tmp_path / "data", classes=CLASSES)
+    assert SECRET not in str(caught.value)
+    write(tmp_path / "data" / f"{SECRET}-00001-of-00003.{form}", [("1.png", PNG), ("1.cls", b"0")])
+    assert len(open_images(tmp_path / "data", classes=CLASSES)) == 3
 
 
 def test_an_image_without_its_label_is_refused(tmp_path: Path) -> None:
