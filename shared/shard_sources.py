@@ -76,7 +76,7 @@ def _with_labels_beside(
 ) -> ImageSource:
     """WebDataset naming. Folders inside are part of the key and mean nothing."""
     tops = {name.partition("/")[0] if "/" in name else "" for name in index.names}
-    if len(tops) > 1 and None not in {canonical_split(top) for top in tops}:
+    if sum(canonical_split(top) is not None for top in tops) > 1:  # whatever one record beside them is called
         raise AmbiguousLayoutError(
             "a tar file with labels beside its images holds folders named as splits: pack each split for itself"
         )

@@ -241,6 +241,9 @@ def test_folders_named_as_splits_among_keys_are_refused(tmp_path: Path) -> None:
     members = [(f"{split}/{name}", data) for split in ("train", "test") for name, data in PAIR]
     with pytest.raises(AmbiguousLayoutError, match="folders named as splits"):
         open_images(write_tar(tmp_path / "a.tar", members), classes=CLASSES)
+    members += [(f"more/{name}", data) for name, data in PAIR]  # one record must not have both splits released
+    with pytest.raises(AmbiguousLayoutError, match="folders named as splits"):
+        open_images(write_tar(tmp_path / "a.tar", members), classes=CLASSES)
 
 
 def test_parquet_files_with_other_columns_or_classes_are_refused(tmp_path: Path) -> None:
