@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from dpmepf.shared.image_decoding import EXTENSIONS
 from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError, UnreadableDataError
 
-_DEEPEST = 32  # folders above an image; names in a hostile archive can hold many thousands
+_DEEPEST = 32  # folders above an image or folder; names in a hostile archive can hold many thousands
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -99,15 +99,15 @@ def read_layout(
         DataNotFoundError: no image and no folder.
         AmbiguousLayoutError: images beside folders, or two folders for one split (train and training).
         SplitError: the asked split is absent.
-        UnreadableDataError: an image lies too deep.
+        UnreadableDataError: an image or folder lies too deep.
     """
     images = sorted(name for name in files if is_image(name))
-    if any(name.count("/") > _DEEPEST for name in images):
-        raise UnreadableDataError(
-            f"the data hold an image more than {_DEEPEST} folders deep: unpack them and pass a folder further down"
-        )
     inner_folders = {name for name in folders if is_visible(name)}
-    for name in images:  # a zip need not list its folders
+    if any(name.count("/") > _DEEPEST for name in (*images, *inner_folders)):
+        raise UnreadableDataError(
+            f"the data hold an image or folder more than {_DEEPEST} folders deep: unpack them and pass one further down"
+        )
+    for name in (*images, *inner_folders):  # an archive need not list all folders, nor those above one that it lists
         while (name := name.rpartition("/")[0]) and name not in inner_folders:
             inner_folders.add(name)
     wanted, found_split, prefix = split, None, ""
