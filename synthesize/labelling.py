@@ -6,6 +6,11 @@ features of equal covariance: the class whose mean is nearest in the within-clas
 The Elements of Statistical Learning, section 4.3). Where it agrees with the class that was asked for, the image keeps
 that; where it finds that class improbable, the image gets the nearest; what lies between is left out.
 
+The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many of
+them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the two
+seldom differ, much of what would be corrected is the classifier's own error, and every image keeps its class
+(`corrects`). Whether that is so shows in generated images alone.
+
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. `shrunken_means` combines the two by their errors (empirical Bayes, as James and Stein 1961).
 
@@ -31,6 +36,7 @@ FEWEST_OF_CLASS = 20
 CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their features a second time
 RADIUS_QUANTILE = 0.99  # of the squared distances of generated images from the mean of their class
 IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
+SELDOM = 0.1  # share of images drawn for another class than the nearest, up to which none is corrected
 
 
 class MeanDiscriminant:
@@ -52,7 +58,13 @@ class MeanDiscriminant:
         self.directions = metric.apply(offsets)  # K x D
         self.thresholds = 0.5 * (self.directions * offsets).sum(dim=1)  # K
         self.temperature = 1.0
+        self.disagreement = 1.0  # share of generated images whose nearest class is not the one they were drawn for
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
+
+    @property
+    def corrects(self) -> bool:
+        """Whether labels are better for being corrected, as far as generated images tell."""
+        return self.disagreement > SELDOM
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the nearer the class."""
@@ -66,13 +78,14 @@ class MeanDiscriminant:
     def calibrate(self, scores: Tensor, classes: Tensor) -> None:
         """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
 
-        Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
+        Also find how often the nearest class is not the one of `classes`. Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
         far too much certainty.
         """
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
         losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
         self.temperature = float(temperatures[losses.argmin()])
+        self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def synthesise(
         with _ending_resumably(output):
             trained, training_seconds = _train(run, folder, callbacks, processes)
             sampling_began = time.monotonic()
-            chosen = _draw(folder, run, trained, request, callbacks)
+            chosen, relabelled = _draw(folder, run, trained, request, callbacks)
         now = time.monotonic()
         resumed_seconds = run.checkpoint.seconds if run.checkpoint else 0.0
         record = run_record(
@@ -100,7 +100,7 @@ def synthesise(
             public=chosen,
             file=request.artifact.name,
             image_format=request.image_format,
-            relabelled=request.relabel and len(run.artifact.classes) > 1,
+            relabelled=relabelled,
             sha256=run.sha256,
             device=run.device,
             timings={
@@ -193,8 +193,12 @@ def _draw(
     trained: TrainedGenerator,
     request: SynthesisRequest,
     callbacks: SynthesisCallbacks,
-) -> list[ChosenImages]:
-    """Write the data set, generated images before public ones, with pictures and generator; return the public ones."""
+) -> tuple[list[ChosenImages], bool]:
+    """Write the data set, generated images before public ones, with pictures and generator.
+
+    Returns:
+        The public images, and whether classes of generated images were corrected.
+    """
     artifact, settings, numbers, public = run.artifact, run.settings, run.numbers, run.public
     generator, configuration = trained.generator, trained.generator.configuration
     form = {"resolution": configuration.resolution, "channels": configuration.channels}
@@ -217,7 +221,7 @@ def _draw(
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
         )
-        label = discriminant if request.relabel else None
+        label = discriminant if request.relabel and discriminant.corrects else None
         if public:
             chosen = choose_public_images(public, discriminant, numbers, on_images=callbacks.on_public_images, **form)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
@@ -232,7 +236,7 @@ def _draw(
         shape = (total, configuration.channels, configuration.resolution, configuration.resolution)
         last = int(public_numbers.sum()) if public else None
         sampling.write_npz(folder, batches, artifact.classes, shape, public=last, advance=advance)
-    return chosen
+    return chosen, label is not None
 
 
 def _first_images(generator: Generator, label: MeanDiscriminant | None, *, seed: int) -> np.ndarray:

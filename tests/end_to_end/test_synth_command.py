@@ -312,6 +312,16 @@ def test_unusable_public_images_are_refused_before_training(artifact: Path, tmp_
     assert not list(tmp_path.glob("out*"))
 
 
+def test_images_keep_the_class_they_were_drawn_for_where_the_class_means_seldom_differ(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpmepf.synthesize.labelling.SELDOM", 1.0)
+    output = tmp_path / "out"
+    result = run(artifact, "--output", output, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert json.loads((output / "run.json").read_text("utf-8"))["output"]["relabelled"] is False
+
+
 def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert run(artifact, "--output", output, "--no-relabel", *QUICK).exit_code == 0

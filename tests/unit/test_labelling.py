@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import cast
 
 import numpy as np
@@ -93,10 +94,11 @@ def test_agreement_is_kept_the_improbable_is_corrected_and_the_doubtful_is_left_
 
 
 class ConfusedGenerator(nn.Module):
-    """Draws a square of the class it is asked for, or, one time in five, of the next class."""
+    """Draws a square of the class it is asked for or, with probability `confused`, of the next class."""
 
-    def __init__(self) -> None:
+    def __init__(self, confused: float = 0.2) -> None:
         super().__init__()
+        self.threshold = NormalDist().inv_cdf(confused)
         self.configuration = GeneratorConfiguration(
             class_count=CLASSES,
             resolution=28,
@@ -109,7 +111,7 @@ class ConfusedGenerator(nn.Module):
         self.patterns = (squares(CLASSES, 1) > 0).float()
 
     def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
-        drawn = torch.where(latents[:, 0] < -0.8416, (classes + 1) % CLASSES, classes)
+        drawn = torch.where(latents[:, 0] < self.threshold, (classes + 1) % CLASSES, classes)
         brightness = 0.6 + 0.4 * torch.sigmoid(latents[:, 1])
         return self.patterns[drawn] * brightness[:, None, None, None]
 
@@ -167,3 +169,11 @@ def test_without_noise_the_released_means_are_taken_as_they_are() -> None:
     )
     torch.testing.assert_close(means, released)
     assert error_variance < 1e-12
+
+
+@pytest.mark.parametrize("confused", [0.05, 0.2])
+def test_labels_are_corrected_only_where_they_are_often_wrong(confused: float) -> None:
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator(confused))
+    label = learn_discriminant(generator, released_squares(feature_map, 0.0), feature_map, ridge=0.3, seed=5)
+    assert label.disagreement == pytest.approx(confused, abs=0.02)
+    assert label.corrects is (confused > 0.1)
