@@ -285,6 +285,14 @@ MUTANTS = [
         "ends = np.arange(len(places))",
         f"{PIPELINE}::test_a_run_that_goes_on_sums_every_image_once",
     ),
+    _mutant(
+        "an archive that was replaced while it was open is gone on from, and an image is summed twice",
+        "embed/fingerprint.py",
+        "digest.update(source.members.directory())",
+        "pass",
+        f"{PIPELINE}::test_an_archive_that_is_replaced_while_it_is_open_is_another_run",
+        f"{PIPELINE}::test_a_tar_whose_images_lie_elsewhere_is_another_run",
+    ),
     # Persons
     _mutant(
         "a person's images are clipped to the truncated norm",
