@@ -286,12 +286,48 @@ MUTANTS = [
         f"{PIPELINE}::test_a_run_that_goes_on_sums_every_image_once",
     ),
     _mutant(
+        "places that the sums cannot have are gone on from, and images come again",
+        "embed/checkpoint.py",
+        "if not 0 <= images <= done <= places:",
+        "if False:",
+        f"{CHECKPOINT}::test_places_that_the_run_does_not_have_or_that_hold_fewer_images_are_refused",
+    ),
+    _mutant(
+        "sums that leave images out are gone on from by a run that does not",
+        "embed/checkpoint.py",
+        "if images < done and not skipping:",
+        "if False:",
+        f"{CHECKPOINT}::test_a_run_that_leaves_nothing_out_does_not_go_on_from_sums_that_do",
+        f"{PIPELINE}::test_sums_without_an_image_that_cannot_be_decoded_are_gone_on_from_only_by_a_run_that_skips",
+    ),
+    _mutant(
         "an archive that was replaced while it was open is gone on from, and an image is summed twice",
         "embed/fingerprint.py",
         "digest.update(source.members.directory())",
         "pass",
         f"{PIPELINE}::test_an_archive_that_is_replaced_while_it_is_open_is_another_run",
         f"{PIPELINE}::test_a_tar_whose_images_lie_elsewhere_is_another_run",
+    ),
+    _mutant(
+        "two runs keep their sums in one file",
+        "embed/checkpoint_lock.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        f"{CHECKPOINT}::test_a_second_run_is_refused_until_the_first_ends",
+    ),
+    _mutant(
+        "a lock on a file that was removed is taken for one",
+        "embed/checkpoint_lock.py",
+        "            if _is_at(file, descriptor):\n                return descriptor",
+        "            if True:\n                return descriptor",
+        f"{CHECKPOINT}::test_the_lock_of_a_run_that_ends_while_the_next_begins_is_not_had_by_two",
+    ),
+    _mutant(
+        "the lock of a killed run remains with a process that it started",
+        "embed/checkpoint_lock.py",
+        "os.register_at_fork(after_in_child=_leave_all_to_parent)",
+        "",
+        f"{CHECKPOINT}::test_the_lock_of_a_killed_run_does_not_remain_even_if_its_workers_do",
     ),
     # Persons
     _mutant(
