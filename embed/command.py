@@ -267,7 +267,9 @@ def main(
     if checkpoint_file is not None and not dry_run:
         register = [] if settings.register is None else files_of(settings.register.path)
         taken = [output, signature_file(output), *register]
-        checkpoint = place_checkpoint(checkpoint_file, processes, data=data, taken=taken, say=note, warn=warn_from_any_process)
+        checkpoint = place_checkpoint(
+            checkpoint_file, processes, data=data, taken=taken, say=note, warn=warn_from_any_process
+        )
     signing_key = None
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
