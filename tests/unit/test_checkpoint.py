@@ -299,10 +299,9 @@ import os, signal, sys, time
 from pathlib import Path
 from dpmepf.embed.checkpoint_lock import Lock
 lock = Lock(Path(sys.argv[1]))
-process = os.fork()  # as one that decodes images, and outlives the one that is killed
-if process == 0:
+if os.fork() == 0:  # as one that decodes images, and outlives the one that is killed
+    print(os.getpid(), flush=True)
     time.sleep(100)
-print(process, flush=True)
 sys.stdin.readline()
 os.kill(os.getpid(), signal.SIGKILL)
 """
