@@ -12,7 +12,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from safetensors.numpy import load, save
 from dpmepf.artifacts.atomic_file import write_atomically
 from dpmepf.artifacts.errors import ArtifactError, ArtifactExistsError
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON
+from dpmepf.embed.checkpoint_lock import Lock, lock_file
 from dpmepf.embed.summing import ClassSums, PartialSums
 from dpmepf.shared.errors import UsageError
 
@@ -35,7 +37,7 @@ _HEADER = 7
 
 
 class CheckpointError(UsageError):
-    """The file cannot be read, is not the owner's alone, is damaged, or belongs to another run."""
+    """The file cannot be read, is not the owner's alone, is damaged, in use, or belongs to another run."""
 
 
 @dataclass(kw_only=True)
@@ -44,43 +46,78 @@ class Checkpoint:
 
     path: the file.
     interval_seconds: from one writing to the next, at least. largest_share: of the time, that writing may take.
-    say: called with a sentence for the custodian.
+    say: called with a sentence for the custodian. warn: with one on what is not as it should be.
     """
 
     path: Path
     interval_seconds: float = 10.0
     largest_share: float = 0.02
     say: Callable[[str], None] = lambda sentence: None
+    warn: Callable[[str], None] = lambda sentence: None
     ours: bool = field(default=False, init=False)
     """Whether the file is this run's, since `restore`."""
     _fingerprint: bytes = field(default=b"", init=False, repr=False)
     _due: float = field(default=math.inf, init=False, repr=False)
+    _lock: Lock | None = field(default=None, init=False, repr=False)
+    _failed: bool = field(default=False, init=False, repr=False)
 
     def due(self) -> bool:
         """Whether it is time to write again."""
         return time.monotonic() >= self._due
 
-    def restore(self, sums: ClassSums, *, fingerprint: bytes) -> int:
+    def restore(self, sums: ClassSums, *, fingerprint: bytes, places: int, skipping: bool) -> int:
         """Put into the empty `sums` what the file holds of this very run; without a file, nothing, and begin one.
+
+        From then on, until `delete` or `let_go`, no other run has the file.
 
         Args:
             fingerprint: 32 bytes, the same for the same images in the same order under the same options.
+            places: how many images the run has. skipping: whether it may leave some out.
         Returns: how many of the run's places, from the first, are done; the images of those after them are to be added.
-        Raises: CheckpointError for a file that cannot be used, or is of another run, or cannot be begun as one that is
-            its owner's alone.
+        Raises: CheckpointError for a file that cannot be used, or is of another run, or in use by one, or cannot be
+            begun as one that is its owner's alone.
         """
         self._fingerprint, self._due = fingerprint, time.monotonic() + self.interval_seconds
+        self._take_lock()
+        try:
+            return self._begin_or_go_on(sums, places, skipping)
+        except BaseException:
+            self.let_go()
+            raise
+
+    def _take_lock(self) -> None:
+        if not self.path.parent.is_dir():
+            raise CheckpointError(f"the folder {self.path.parent} does not exist: create it or name another file")
+        try:
+            self._lock = Lock(lock_file(self.path))
+        except BlockingIOError:
+            raise CheckpointError(
+                f"another run is keeping its sums in {self.path}: wait until it ends, or name another file with "
+                "--checkpoint"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be locked against other runs ({error.strerror}): name another file with "
+                "--checkpoint"
+            ) from None
+
+    def let_go(self) -> None:
+        """Let other runs have the file, which stays as it is."""
+        if self._lock is not None:
+            self._lock.let_go()
+
+    def _begin_or_go_on(self, sums: ClassSums, places: int, skipping: bool) -> int:
         content = self._read(largest=8 * sums.class_count * (sums.dimension + 1) + _OVERHEAD)
         if content is None:
             self._begin(sums)
             self.say(f"exact sums are kept in {self.path} until the artifact is written; that file is private")
             return 0
-        done = self._restore(sums, content)
+        done = self._restore(sums, content, places, skipping)
         self.ours = True
         self.say(f"going on from {self.path}")
         return done
 
-    def _restore(self, sums: ClassSums, content: bytes) -> int:
+    def _restore(self, sums: ClassSums, content: bytes, places: int, skipping: bool) -> int:
         try:
             stored = load(content)
         except (SafetensorError, ValueError, TypeError, KeyError):
@@ -97,6 +134,13 @@ class Checkpoint:
                 f"{self.path} keeps the sums of another run (other images, changed files, other options or versions): "
                 "give the command that it was made by, or delete it to begin again"
             )
+        if not 0 <= images <= done <= places:
+            raise self._damaged()
+        if images < done and not skipping:
+            raise CheckpointError(
+                f"{self.path} keeps sums without some images that cannot be decoded: go on with --skip-unreadable, or "
+                "delete it to begin again"
+            )
         sums.restore(
             PartialSums(
                 process=0,
@@ -112,13 +156,17 @@ class Checkpoint:
     def save(self, part: PartialSums, *, done: int) -> None:
         """Replace the file by `part`, in which the first `done` places of the run that `restore` began are summed.
 
-        Where it cannot be written the file stays as it was, and the run goes on.
+        Where it cannot be written the file stays as it was, and the run goes on, which is said once.
         """
         began = time.monotonic()
         try:
             write_atomically(self.path, self._content(part, done), force=True, mode=_OWNER_ONLY)
         except (ArtifactError, ArtifactExistsError, OSError) as error:
-            self.say(f"the sums could not be kept in {self.path} ({_reason(error)}); the run goes on")
+            if not self._failed:
+                self.warn(f"the sums could not be kept in {self.path} ({_reason(error)}); the run goes on")
+            self._failed = True
+        else:
+            self._failed = False
         now = time.monotonic()
         self._due = now + max(self.interval_seconds, (now - began) / self.largest_share)
 
@@ -137,12 +185,12 @@ class Checkpoint:
                     file.unlink(missing_ok=True)
         except OSError as error:
             return f"delete {self.path}, which holds exact sums and could not be deleted ({error.strerror})"
+        finally:
+            self.let_go()
         return ""
 
     def _begin(self, sums: ClassSums) -> None:
         """Write the file, without any sum, where there is none."""
-        if not self.path.parent.is_dir():
-            raise CheckpointError(f"the folder {self.path.parent} does not exist: create it or name another file")
         try:
             write_atomically(self.path, self._content(sums.checkpoint(), 0), mode=_OWNER_ONLY)
             self.ours = True
@@ -190,6 +238,17 @@ class Checkpoint:
             f"{self.path} is no checkpoint, or a damaged one: name another file with --checkpoint (or delete it, if it "
             "was one of yours)"
         )
+
+
+@contextmanager
+def let_go_on_failure(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Keep the file from other runs for longer than this only if nothing fails: who begins again needs it."""
+    try:
+        yield
+    except BaseException:
+        if checkpoint is not None:
+            checkpoint.let_go()
+        raise
 
 
 def _open_itself(path: str, flags: int) -> int:

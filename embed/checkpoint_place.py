@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dpmepf.embed.checkpoint import Checkpoint
+from dpmepf.embed.checkpoint_lock import lock_file
 from dpmepf.embed.distributed import Processes
 from dpmepf.shared.errors import UsageError
 
@@ -19,13 +20,14 @@ def place_checkpoint(
     data: Path | None,
     taken: Iterable[Path],
     say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Checkpoint:
     """The checkpoint `file`, or of several processes this one's, `file` with its rank behind a point.
 
     Args:
         data: the private images, among which it must not lie.
         taken: files that are, or will be, something else.
-        say: called with a sentence for the custodian.
+        say, warn: called with a sentence for the custodian.
     Raises: UsageError for a file that is taken, or where another number of processes kept theirs.
     """
     if file.name in ("", ".."):
@@ -34,7 +36,7 @@ def place_checkpoint(
     if processes is not None:
         files = [file.with_name(f"{file.name}.{rank}") for rank in range(processes.count)]
     real = [Path(os.path.realpath(other)) for other in taken]
-    for path in (Path(os.path.realpath(own)) for own in files):
+    for path in (Path(os.path.realpath(own)) for own in [*files, *map(lock_file, files)]):
         if any(other.is_relative_to(path) for other in real):
             raise UsageError(f"--checkpoint {file} is, or will be, a file that holds something else: name another one")
     if data is not None and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(data)):
@@ -44,7 +46,7 @@ def place_checkpoint(
             f"{other} was kept by a run with another number of processes: start as many again, delete it, or name "
             "another file with --checkpoint"
         )
-    return Checkpoint(path=files[0 if processes is None else processes.rank], say=say)
+    return Checkpoint(path=files[0 if processes is None else processes.rank], say=say, warn=warn)
 
 
 def _kept(file: Path) -> set[Path]:

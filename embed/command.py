@@ -23,7 +23,16 @@ from dpmepf.artifacts.register import Register, default_register, files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
 from dpmepf.embed.checkpoint_place import place_checkpoint
-from dpmepf.embed.display import announce, embedding_progress, note, show_account, show_dry_run, show_release, warn
+from dpmepf.embed.display import (
+    announce,
+    embedding_progress,
+    note,
+    show_account,
+    show_dry_run,
+    show_release,
+    warn,
+    warn_from_any_process,
+)
 from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
@@ -258,7 +267,9 @@ def main(
     if checkpoint_file is not None and not dry_run:
         register = [] if settings.register is None else files_of(settings.register.path)
         taken = [output, signature_file(output), *register]
-        checkpoint = place_checkpoint(checkpoint_file, processes, data=data, taken=taken, say=note)
+        checkpoint = place_checkpoint(
+            checkpoint_file, processes, data=data, taken=taken, say=note, warn=warn_from_any_process
+        )
     signing_key = None
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
@@ -305,8 +316,8 @@ def main(
                 processes=processes,
                 checkpoint=checkpoint,
             )
-            if checkpoint is not None:
-                checkpoint.delete()
+            if checkpoint is not None and (left := checkpoint.delete()):
+                warn_from_any_process(left)
             return
         announce(source, schema)
         images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so

@@ -72,6 +72,15 @@ def warn(sentence: str) -> None:
     console.print(Text("Warning: ", style="bold yellow") + Text(sentence), soft_wrap=True)
 
 
+def warn_from_any_process(sentence: str) -> None:
+    """Warn of what concerns this process alone; of several, those after the first are silent otherwise."""
+    quiet, console.quiet = console.quiet, False
+    try:
+        warn(sentence)
+    finally:
+        console.quiet = quiet
+
+
 def show_dry_run(
     ledger: Ledger, description: FeatureMapDescription, assumed: list[str], records: int, as_json: bool
 ) -> None:

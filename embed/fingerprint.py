@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import torch
 
 from dpmepf.shared import __version__
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 from dpmepf.shared.image_source_types import ArrayImageSource, EncodedImageSource, ImageSource
-from dpmepf.shared.parquet_files import ParquetRows
 from dpmepf.shared.schema import ImageSchema
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ def run_fingerprint(
     persons: npt.NDArray[np.int64] | None,
 ) -> bytes:
     """SHA-256 of the images' names, labels, persons and order, of the options, and of versions; of arrays, the
-    pixels, and of parquet files the footers. For processes, which may be on several machines.
+    pixels, and of archives and parquet files what they say of the images' places (of zip files, checksums too). For
+    processes, which may be on several machines.
     """
     common = (
-        *(__version__, torch.__version__, schema, feature_map, source.kind, source.split, len(source)),
+        *(__version__, torch.__version__, PIL.__version__, schema, feature_map, source.kind, source.split, len(source)),
         *(settings.epsilon, settings.delta, settings.relation, settings.unit_of_privacy, settings.batch_size),
         *(torch.device(settings.device).type, settings.dataset_name),
     )
@@ -47,8 +48,8 @@ def run_fingerprint(
     if isinstance(source, ArrayImageSource):  # whose names are places: another file has the same
         for start in range(0, len(source.pixels), HASHED_IMAGES):
             digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
-    elif isinstance(source, EncodedImageSource) and isinstance(source.members, ParquetRows):  # likewise
-        digest.update(source.members.footers)
+    elif isinstance(source, EncodedImageSource):  # an archive may have been replaced since it was opened
+        digest.update(source.members.directory())
     return digest.digest()
 
 

@@ -17,7 +17,7 @@ from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.embed.checkpoint import Checkpoint
+from dpmepf.embed.checkpoint import Checkpoint, let_go_on_failure
 from dpmepf.embed.distributed import Processes
 from dpmepf.embed.fingerprint import run_fingerprint, state_of_files
 from dpmepf.embed.release import release
@@ -136,31 +136,32 @@ def embed_images(
                 on_charge(ledger)
             settings.register.charge(ledger, budget=settings.budget)
 
-    sums = sum_images(
-        source,
-        schema=schema,
-        feature_map=feature_map,
-        settings=settings,
-        persons=persons,
-        processes=processes,
-        checkpoint=checkpoint,
-        on_images=on_images,
-        on_unreadable=on_unreadable,
-    )
-    if processes is not None:
-        processes.collect(sums)
-    return release(
-        sums,
-        classes=schema.classes,
-        feature_map=feature_map.description,
-        epsilon=settings.epsilon,
-        delta=settings.delta,
-        relation=settings.relation,
-        inferred_schema=schema.inferred,
-        dataset_name=settings.dataset_name,
-        charge=charge,
-        progress=on_noise,
-    )
+    with let_go_on_failure(checkpoint):
+        sums = sum_images(
+            source,
+            schema=schema,
+            feature_map=feature_map,
+            settings=settings,
+            persons=persons,
+            processes=processes,
+            checkpoint=checkpoint,
+            on_images=on_images,
+            on_unreadable=on_unreadable,
+        )
+        if processes is not None:
+            processes.collect(sums)
+        return release(
+            sums,
+            classes=schema.classes,
+            feature_map=feature_map.description,
+            epsilon=settings.epsilon,
+            delta=settings.delta,
+            relation=settings.relation,
+            inferred_schema=schema.inferred,
+            dataset_name=settings.dataset_name,
+            charge=charge,
+            progress=on_noise,
+        )
 
 
 def embed_share(
@@ -175,17 +176,18 @@ def embed_share(
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> None:
     """What every process but the first does: embed its share of `source` and hand the sums to the first."""
-    sums = sum_images(
-        source,
-        schema=schema,
-        feature_map=feature_map,
-        settings=settings,
-        persons=persons,
-        processes=processes,
-        checkpoint=checkpoint,
-        on_unreadable=on_unreadable,
-    )
-    processes.hand_over(sums)
+    with let_go_on_failure(checkpoint):
+        sums = sum_images(
+            source,
+            schema=schema,
+            feature_map=feature_map,
+            settings=settings,
+            persons=persons,
+            processes=processes,
+            checkpoint=checkpoint,
+            on_unreadable=on_unreadable,
+        )
+        processes.hand_over(sums)
 
 
 def sum_images(
@@ -232,7 +234,7 @@ def sum_images(
     done = 0
     if checkpoint is not None:
         state = hashlib.sha256(fingerprint + state_of_files(source)).digest()
-        done = checkpoint.restore(sums, fingerprint=state)
+        done = checkpoint.restore(sums, fingerprint=state, places=len(source), skipping=settings.skip_unreadable)
     if done:
         source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
         if on_images is not None:

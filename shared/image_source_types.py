@@ -7,6 +7,7 @@ A source can be pickled to a worker process of any start method; it opens its fi
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import zipfile
 from abc import ABC, abstractmethod
@@ -109,6 +110,9 @@ class ImageFiles(Protocol):
 
     def file(self, name: str) -> Path: ...
 
+    def directory(self) -> bytes:
+        """A hash of where in its files each image is, as they said when they were opened; b"" where each is a file."""
+
 
 class FolderFiles:
     """Files below a folder, read by relative name."""
@@ -118,6 +122,9 @@ class FolderFiles:
 
     def file(self, name: str) -> Path:
         return self.root / name
+
+    def directory(self) -> bytes:
+        return b""
 
     def read(self, name: str) -> bytes:
         path = self.root / name
@@ -138,10 +145,20 @@ class ZipMembers:
     def file(self, name: str) -> Path:
         return self.root
 
-    def read(self, name: str) -> bytes:
+    def directory(self) -> bytes:
+        digest = hashlib.sha256()
+        for member in self._archive().infolist():
+            place = (member.filename, member.header_offset, member.compress_size, member.file_size, member.CRC)
+            digest.update(repr(place).encode())
+        return digest.digest()
+
+    def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
-        archive = self._opened[1]
+        return self._opened[1]
+
+    def read(self, name: str) -> bytes:
+        archive = self._archive()
         if archive.getinfo(name).file_size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
         return archive.read(name)

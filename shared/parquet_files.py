@@ -107,7 +107,7 @@ class ParquetRows:
 
     def __init__(self, root: Path, table: ParquetTable, *, public: bool) -> None:
         self.root = root
-        self.footers = table.footers
+        self._footers = table.footers
         self._column = table.columns.images
         self._public = public
         self._forget()
@@ -123,6 +123,9 @@ class ParquetRows:
 
     def file(self, name: str) -> Path:
         return self.root / name.rpartition("/")[0]
+
+    def directory(self) -> bytes:
+        return self._footers
 
     def read(self, name: str) -> bytes:
         shard, _, number = name.rpartition("/")

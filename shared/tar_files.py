@@ -7,6 +7,7 @@ one. WebDataset's naming (`KEY.png` beside `KEY.cls`) needs no more than that, s
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -126,6 +127,13 @@ class TarMembers:
 
     def file(self, name: str) -> Path:
         return self.root / self._index.shards[self._index.shard_numbers[self._names[name]]]
+
+    def directory(self) -> bytes:
+        index = self._index
+        digest = hashlib.sha256()
+        for places in (index.starts, index.sizes, index.shard_numbers):
+            digest.update(places.tobytes())
+        return digest.digest()
 
     def read(self, name: str) -> bytes:
         place = self._names[name]

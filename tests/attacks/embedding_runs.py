@@ -153,16 +153,23 @@ def stages(action: Action) -> dict[str, Action]:
     }
 
 
+def keep_often() -> None:
+    """Keep sums after every batch."""
+    from dpmepf.embed import command
+
+    def often(kept: Any) -> None:
+        kept.interval_seconds, kept.largest_share = 0.0, math.inf
+
+    after(command, "place_checkpoint", often)
+
+
 def keeping_stages(action: Action) -> dict[str, Action]:
     """What plants `action` where sums are kept, which then happens after every batch."""
     from dpmepf.artifacts import atomic_file
     from dpmepf.embed import checkpoint, command
 
-    def often(kept: Any) -> None:
-        kept.interval_seconds, kept.largest_share = 0.0, math.inf
-
     def planted(plant: Action) -> Action:
-        return lambda: (after(command, "place_checkpoint", often), plant())
+        return lambda: (keep_often(), plant())
 
     return {
         "after keeping sums": planted(lambda: after(checkpoint.Checkpoint, "save", action)),
@@ -182,8 +189,30 @@ def failures() -> dict[str, Action]:
     import opendp.prelude as dp
 
     from dpmepf.artifacts import atomic_file
-    from dpmepf.embed import command
+    from dpmepf.embed import checkpoint, command
     from dpmepf.embed.summing import ClassSums
+
+    def cannot_be_kept() -> None:
+        keep_often()
+        real = checkpoint.write_atomically
+        begun = []
+
+        def write(*arguments: Any, **options: Any) -> None:
+            if begun:
+                raise full
+            begun.append(real(*arguments, **options))
+
+        checkpoint.write_atomically = write
+
+    def cannot_be_deleted() -> None:
+        real = Path.unlink
+
+        def unlink(path: Path, **options: Any) -> None:
+            if path.name.startswith("kept"):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            real(path, **options)
+
+        Path.unlink = unlink  # type: ignore[method-assign]
 
     seen: list[Any] = []
 
@@ -205,6 +234,8 @@ def failures() -> dict[str, Action]:
         "a defect that quotes private values": defect_while_summing,
         "no entropy": lambda: setattr(dp.m, "make_gaussian", no_entropy),
         "a full disk": lambda: while_the_artifact_is_written(lambda: before(atomic_file.os, "fsync", raising(full))),
+        "sums that cannot be kept": cannot_be_kept,
+        "sums that cannot be deleted": cannot_be_deleted,
     }
 
 

@@ -90,6 +90,27 @@ def test_processes_that_kept_their_sums_go_on_and_leave_none(data: Path, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ("sums that cannot be kept", "the sums could not be kept in {} (No space left on device); the run goes on"),
+        ("sums that cannot be deleted", "delete {}, which holds exact sums and could not be deleted"),
+    ],
+)
+def test_a_process_whose_sums_are_not_as_they_should_be_says_so_itself(
+    data: Path, tmp_path: Path, event: str, said: str
+) -> None:
+    finished = torchrun(
+        *(2, Path(__file__).with_name("embedding_process.py"), 1, event),
+        *("--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu"),
+        *("--output", tmp_path / "a.h5", "--checkpoint", tmp_path / "kept"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("Warning: " + said.format(tmp_path / "kept.1")) == 1, finished.stderr
+    assert SECRET not in finished.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "said"), [("--data", "does not exist"), ("--eps", "is not a valid float")])
 def test_an_option_that_every_process_refuses_is_refused_once(tmp_path: Path, option: str, said: str) -> None:
     options = {"--data": tmp_path, "--eps": 2, "--output": tmp_path / "a.h5"} | {option: "nowhere"}

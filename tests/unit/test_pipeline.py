@@ -438,6 +438,69 @@ def test_an_archive_that_was_packed_anew_is_another_run(
         kept_sums(open_images(file), tmp_path / "kept2")
 
 
+def test_an_archive_that_is_replaced_while_it_is_open_is_another_run(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """A zip file that stays open is read as it was, while the file system tells of the one that took its name."""
+    images = [(f"{number:02}.png", image) for number, image in enumerate(pixels[0])]
+    file = tmp_path / "data.zip"
+    pack(file, images)
+    source = open_images(file)
+    infer_schema(source)
+    pack(tmp_path / "new.zip", [(name, image) for (name, _), (_, image) in zip(images, images[::-1], strict=True)])
+    (tmp_path / "new.zip").replace(file)
+    interrupted(source, tmp_path / "kept", 16)
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(file), tmp_path / "kept")
+
+
+def test_a_tar_whose_images_lie_elsewhere_is_another_run(tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]) -> None:
+    """Opened with one image more, hidden from the list, in front: places in it are those of other images afterwards."""
+    images = [(f"{number:02}.png", image) for number, image in enumerate(pixels[0])]
+    file = tmp_path / "data.tar"
+    pack(file, [(".x.png", pixels[0][0]), *images])
+    source = open_images(file)
+    infer_schema(source)
+    pack(tmp_path / "new.tar", [*images, (".x.png", pixels[0][0])])
+    (tmp_path / "new.tar").replace(file)
+    interrupted(source, tmp_path / "kept", 16)
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(file), tmp_path / "kept")
+
+
+def test_a_run_that_failed_lets_the_next_have_its_sums(tmp_path: Path, source: ImageSource) -> None:
+    """Also while its error is still looked at, as in a notebook."""
+    with pytest.raises(StoppedError) as failure:
+        embed_images(
+            source,
+            schema=infer_schema(source),
+            feature_map=StandInFeatures(),  # type: ignore[arg-type]
+            settings=settings(),
+            checkpoint=Checkpoint(path=tmp_path / "kept"),
+            on_images=stop_at_once,
+        )
+    kept_sums(source, tmp_path / "kept")
+    assert failure.traceback
+
+
+def stop_at_once(_: int) -> None:
+    raise StoppedError
+
+
+def test_sums_without_an_image_that_cannot_be_decoded_are_gone_on_from_only_by_a_run_that_skips(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, image in enumerate(pixels[0]):
+        Image.fromarray(image).save(data / f"{number:02}.png")
+    (data / "03.png").write_bytes(b"no image")
+    interrupted(open_images(data), tmp_path / "kept", 9, skip_unreadable=True)
+    with pytest.raises(CheckpointError, match="--skip-unreadable"):
+        kept_sums(open_images(data), tmp_path / "kept")
+    kept_sums(open_images(data), tmp_path / "kept", skip_unreadable=True)
+
+
 def pack(file: Path, images: list[tuple[str, np.ndarray]]) -> None:
     encoded = {}
     for name, image in images:
