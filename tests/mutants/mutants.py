@@ -94,15 +94,15 @@ MUTANTS = [
     _mutant(
         "the encoder's norm is trusted",
         "embed/summing.py",
-        "bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
-        "bounded = np.nan_to_num(features * 2.0**self.lattice_exponent).astype(np.int64)",
+        "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
+        "np.nan_to_num(part * 2.0**self.lattice_exponent).astype(np.int64)",
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
     ),
     _mutant(
         "records are not held to the signs that the ledger states",
         "embed/summing.py",
-        "bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
-        "bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=False)",
+        "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
+        "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=False)",
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
     ),
     _mutant(
