@@ -6,6 +6,7 @@ most p×p positions, flattened, normalised and joined with public weights; optio
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping
@@ -149,6 +150,7 @@ class FeatureMap(nn.Module):
             ) from error
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
+        self._pooling_extractor = _pooling_early(self.extractor, description.pooling, description.moments)
         self.requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
@@ -168,24 +170,28 @@ class FeatureMap(nn.Module):
         Returns: N×D float32; the norm of every row is at most 1 up to float32 rounding.
         """
         parts = []
-        for (_, activation), share in zip(self._activations(images), self.description.layer_weights, strict=True):
+        pooled = self._pooling_extractor(self._standardised(images))
+        for layer, share in zip(self.description.layers, self.description.layer_weights, strict=True):
             scale = math.sqrt(share / len(self.description.moments))
-            for moment in self.description.moments:
-                values = activation if moment == 1 else activation.square()
-                vector = _pool(values, self.description.pooling).flatten(start_dim=1).float()
+            for values in pooled[layer]:
+                vector = values.flatten(start_dim=1).float()
                 if self.description.normalisation == "per-layer":
                     vector = functional.normalize(vector, dim=1, eps=1e-12)
                 parts.append(vector * scale)
         joined = torch.cat(parts, dim=1)
         return functional.normalize(joined, dim=1, eps=1e-12) if self.description.normalisation == "joint" else joined
 
-    def _activations(self, images: Tensor) -> list[tuple[str, Tensor]]:
+    def _standardised(self, images: Tensor) -> Tensor:
+        """What the encoder takes: N×3×R×R, channels last."""
         channels, side = self.description.channels, self.description.resolution
         if images.shape[1:] != (channels, side, side):
             raise FeatureMapError(f"images of shape {tuple(images.shape[1:])} do not fit {channels}×{side}×{side}")
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        found = self.extractor(pixels.contiguous(memory_format=torch.channels_last))
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _activations(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        found = self.extractor(self._standardised(images))
         return [(layer, found[layer]) for layer in self.description.layers]
 
     def _measure(self) -> tuple[tuple[Segment, ...], bool]:
@@ -207,6 +213,25 @@ class FeatureMap(nn.Module):
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
         return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+
+
+def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, ...]) -> GraphModule:
+    """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
+
+    All activations of a batch together take more memory than a cache has, several times the pooled ones.
+    """
+    graph = copy.deepcopy(extractor.graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    pooled: dict[str, Node] = {}
+    for layer, activation in cast(dict[str, Node], output.args[0]).items():
+        with graph.inserting_after(activation):
+            pooled[layer] = graph.call_function(_pooled_moments, (activation, positions, moments))
+    output.args = (pooled,)
+    return GraphModule(extractor, graph)
+
+
+def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(_pool(activation if moment == 1 else activation.square(), positions) for moment in moments)
 
 
 def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:

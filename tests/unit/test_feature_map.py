@@ -103,6 +103,18 @@ def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
         assert torch.allclose(activation, expected[layer], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("resolution", [28, 32])
+def test_pooling_where_an_activation_is_computed_changes_no_bit(preset: str, resolution: int) -> None:
+    description = describe_feature_map(preset=preset, resolution=resolution, channels=3)
+    feature_map = build_feature_map(description)
+    batch = images(3, 3, resolution)
+    found = feature_map._pooling_extractor(feature_map._standardised(batch))
+    for layer, activation in feature_map._activations(batch):
+        expected = [_pool(activation if moment == 1 else activation.square(), 4) for moment in description.moments]
+        assert all(torch.equal(*pair) for pair in zip(found[layer], expected, strict=True))
+
+
 def test_description_survives_json_unchanged() -> None:
     description = describe_feature_map(resolution=32, channels=3)
     assert FeatureMapDescription.from_json(description.to_json()) == description
