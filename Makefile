@@ -15,8 +15,9 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow --timeout 3600
 
+# About 25 minutes; make bench BENCH="--only synth" for one part, BENCH="--records 1000000" for a longer one.
 bench: $(VENV)/.installed
-	$(RUN) benchmarks/embedding_throughput.py
+	$(RUN) benchmarks/bench.py $(BENCH)
 
 bench-quality: $(VENV)/.installed
 	$(RUN) benchmarks/synthesis_quality.py --data ../shared/data/MNIST --eps 1 0.2
