@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from dpmepf.artifacts.errors import ArtifactExistsError, ArtifactWriteError
 
+ANYONE_ALLOWED = 0o666
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
@@ -31,8 +32,12 @@ def check_writable_target(path: Path, *, force: bool) -> None:
         raise ArtifactWriteError(f"the folder {path.parent} does not exist: create it or choose another --output")
 
 
-def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = False) -> None:
+def write_atomically(
+    path: Path, content: bytes | memoryview, *, force: bool = False, mode: int = ANYONE_ALLOWED
+) -> None:
     """Write `content` and flush it to the disk, and only then let it be called `path`.
+
+    mode: who may do what with the file, less what the process's umask denies.
 
     Edge cases:
         On Linux the file has no name while it is written, so that a process that is killed leaves nothing behind; where
@@ -46,8 +51,8 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
     check_writable_target(path, force=force)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
-        if not _write_nameless(path, temporary, content, force=force):
-            with temporary.open("xb") as file:
+        if not _write_nameless(path, temporary, content, force=force, mode=mode):
+            with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
                 _write_and_flush(file, content)
             if force:
                 temporary.replace(path)
@@ -66,12 +71,12 @@ def write_atomically(path: Path, content: bytes | memoryview, *, force: bool = F
         _flush_folder(path.parent)
 
 
-def _write_nameless(path: Path, temporary: Path, content: bytes | memoryview, *, force: bool) -> bool:
+def _write_nameless(path: Path, temporary: Path, content: bytes | memoryview, *, force: bool, mode: int) -> bool:
     """Write to a file that has no name yet (Linux), then give it its name; whether that can be done here."""
     if not hasattr(os, "O_TMPFILE"):
         return False
     try:
-        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, mode)
     except OSError:  # not on this file system; what else may be wrong shows again under a temporary name
         return False
     with os.fdopen(descriptor, "wb") as file:

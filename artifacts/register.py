@@ -103,6 +103,11 @@ class Book:
         return noted == NO_ENTRY or noted in self.hashes
 
 
+def files_of(register: Path) -> list[Path]:
+    """The register and the files that SQLite makes and reads beside it."""
+    return [register, *(register.with_name(register.name + ending) for ending in ("-journal", "-wal", "-shm"))]
+
+
 def default_register() -> Path:
     """Where the book is kept unless said otherwise: the user's own state folder."""
     return platformdirs.user_state_path("dpmepf") / "register.sqlite"

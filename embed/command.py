@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -21,11 +19,12 @@ from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
-from dpmepf.artifacts.register import Register, default_register
+from dpmepf.artifacts.register import Register, default_register, files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
-from dpmepf.embed.display import announce, embedding_progress, show_account, show_dry_run, show_release, warn
-from dpmepf.embed.distributed import Processes, joined, launched_processes
+from dpmepf.embed.checkpoint_place import place_checkpoint
+from dpmepf.embed.display import announce, embedding_progress, note, show_account, show_dry_run, show_release, warn
+from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
@@ -39,32 +38,19 @@ from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_featu
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
-SECONDS_TO_SPEAK = 10  # for the first of several processes, before torchrun stops it
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
 
 
-class _SpeakingOnce(click.Command):
-    """Of several processes that cannot read their options, the first says so."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        try:
-            return super().make_context(*arguments, **options)
-        except click.UsageError as error:
-            processes = launched_processes()
-            if processes is None or processes.first:
-                raise
-            time.sleep(SECONDS_TO_SPEAK)
-            raise click.exceptions.Exit(error.exit_code) from None
-
-
-@click.command(cls=_SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Private images: a folder of class folders, a flat folder, a zip of either, a folder with IDX files (MNIST), "
-    "or an .npz with x and y. Required, except by --dry-run with --classes.",
+    help="Private images: a folder of class folders, a flat folder, a zip or tar of either, tar shards (WebDataset: "
+    "KEY.png with KEY.cls), parquet files (columns image and label), a folder with IDX files (MNIST), or an .npz with "
+    "x and y. Required, except by --dry-run with --classes.",
 )
 @click.option(
     "--eps",
@@ -93,8 +79,8 @@ class _SpeakingOnce(click.Command):
     "unit_list",
     type=click.Path(path_type=Path),
     metavar="FILE.csv",
-    help="Protect persons, not images: a table with the columns image (its path below --data, or its number) and "
-    "person. Nobody may have two names, and no two the same.",
+    help="Protect persons, not images: a table with the columns image (its path below --data, its number, or in a "
+    "folder of shards a.tar/KEY.png, a.parquet/17) and person. Nobody may have two names, and no two the same.",
 )
 @click.option(
     "--unit-from-folder",
@@ -118,13 +104,13 @@ class _SpeakingOnce(click.Command):
     "--classes",
     metavar="NAMES|COUNT|@FILE",
     help="Class names between commas, their number (named 0, 1, …), or @FILE with one name a line; undeclared, the "
-    "folder names.",
+    "names of folders, or those that a file stores beside its labels.",
 )
 @click.option("--strict", is_flag=True, help="Refuse to infer classes, resolution or channels: they must be declared.")
 @click.option(
     "--split",
     metavar="train|test|val",
-    help="Which part of data that are divided so (IDX files, split folders); undeclared, train.",
+    help="Which part of data that are divided so (IDX files, split folders, train-0001.tar); undeclared, train.",
 )
 @click.option(
     "--dataset",
@@ -170,6 +156,14 @@ class _SpeakingOnce(click.Command):
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
 )
 @click.option("--force", is_flag=True, help="Replace --output if it exists.")
+@click.option(
+    "--checkpoint",
+    "checkpoint_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the exact sums in FILE while images are read, and go on from it if it is there. It is private: without "
+    "noise, for your eyes only, and deleted when the artifact is written.",
+)
 @click.option("--device", default="auto", help="Where the encoder runs: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=256, metavar="IMAGES", help="Images for each forward pass."
@@ -222,6 +216,7 @@ def main(
     preset: str,
     output: Path,
     force: bool,
+    checkpoint_file: Path | None,
     device: str,
     batch_size: int,
     workers: int | None,
@@ -235,7 +230,7 @@ def main(
 
     The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
     """
-    processes = launched_processes()
+    processes = Processes.of_torchrun()
     releases = processes is None or processes.first
     if processes is not None and (dry_run or list_unreadable is not None):
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
@@ -259,6 +254,11 @@ def main(
         return
     if releases:
         _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+    checkpoint = None
+    if checkpoint_file is not None and not dry_run:
+        register = [] if settings.register is None else files_of(settings.register.path)
+        taken = [output, signature_file(output), *register]
+        checkpoint = place_checkpoint(checkpoint_file, processes, data=data, taken=taken, say=note)
     signing_key = None
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
@@ -289,7 +289,7 @@ def main(
     elif unit_from_folder:
         persons = persons_from_folders(source)
     keep_freed_memory()
-    stage = Stage(output, settings.register)
+    stage = Stage(output, settings.register, checkpoint)
     with stopping_plainly(stage):
         schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
         description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
@@ -303,7 +303,10 @@ def main(
                 settings=settings,
                 persons=persons,
                 processes=processes,
+                checkpoint=checkpoint,
             )
+            if checkpoint is not None:
+                checkpoint.delete()
             return
         announce(source, schema)
         images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
@@ -318,6 +321,7 @@ def main(
                 settings=settings,
                 persons=persons,
                 processes=processes,
+                checkpoint=checkpoint,
                 on_images=on_images,
                 on_charge=stage.charge,
                 on_noise=on_noise,
@@ -325,6 +329,8 @@ def main(
         write_artifact(output, artifact, force=force)
         if signing_key is not None:
             sign_file(output, signing_key, force=force)
+        if checkpoint is not None and (left := checkpoint.delete()):
+            warn(left)
         if settings.register is None:
             warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
         else:
@@ -386,7 +392,14 @@ def _declared_classes(text: str) -> tuple[str, ...]:
     return check_class_names([line.strip() for line in lines if line.strip()])
 
 
-def _check_usage(output: Path, register: Register | None, *, force: bool, dry_run: bool, records: int | None) -> None:
+def _check_usage(
+    output: Path,
+    register: Register | None,
+    *,
+    force: bool,
+    dry_run: bool,
+    records: int | None,
+) -> None:
     """Everything that can be refused without looking at data or encoder."""
     if dry_run != (records is not None):
         raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")

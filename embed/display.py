@@ -64,6 +64,10 @@ def announce(source: ImageSource, schema: ImageSchema) -> None:
         )
 
 
+def note(sentence: str) -> None:
+    console.print(Text(sentence[:1].upper() + sentence[1:]), soft_wrap=True)
+
+
 def warn(sentence: str) -> None:
     console.print(Text("Warning: ", style="bold yellow") + Text(sentence), soft_wrap=True)
 

@@ -17,10 +17,11 @@ from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.register import Register
+from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.display import warn
-from dpmepf.embed.distributed import StoppedByLauncherError
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.processes import StoppedByLauncherError
 
 
 class InterruptedEmbeddingError(DpmepfError):
@@ -39,6 +40,7 @@ class Stage:
 
     output: Path
     register: Register | None = None
+    checkpoint: Checkpoint | None = None
     ledger: Ledger | None = None
     """Once it is about to be charged."""
     artifact: Artifact | None = None
@@ -109,9 +111,16 @@ def _no_further_signal() -> Iterator[None]:
 
 def _what_became_of_it(reason: str, stage: Stage) -> str:
     if stage.released():
-        return f"{reason}; {stage.output} is complete: the release was made, and counts"
+        rest = "" if stage.checkpoint is None else stage.checkpoint.delete()
+        return f"{reason}; {stage.output} is complete: the release was made, and counts{rest and '; '}{rest}"
     charged = stage.charged()
+    kept = None if stage.checkpoint is None or not stage.checkpoint.ours else stage.checkpoint.path
     if stage.artifact is None and not charged:
+        if kept is not None:
+            return f"{reason}: nothing was released; the same command goes on from {kept}, which is private"
         return f"{reason}: nothing was released and nothing was written"
     found = f"{stage.output} does not hold the release"
-    return f"{reason}; {charged}, although {found}" if charged else f"{reason}; {found}"
+    rest = (
+        "" if kept is None else f"; the same command goes on from {kept}, which is private, to release and charge anew"
+    )
+    return f"{reason}; {charged}, although {found}{rest}" if charged else f"{reason}; {found}{rest}"

@@ -28,8 +28,9 @@ def persons_from_list(source: ImageSource, file: Path) -> npt.NDArray[np.int64]:
     """Number the person of each image of `source` by a list of images and persons.
 
     Args:
-        source: N images. One from a folder or zip is called by its path below the data (`cat/0001.png`), one from an
-            array by its number, counted from 0.
+        source: N images. One from a folder, zip or tar is called by its path below the data (`cat/0001.png`), one from
+            an array or a parquet file by its number, counted from 0. In a folder of tar or parquet files the path of
+            the file comes first (`train-0001.tar/cat/0001.png`, `data/train-00000-of-00005.parquet/17`).
         file: UTF-8 text in columns separated by commas, semicolons or tabs, with a first line that names the columns
             `image` and `person`, in any order and among others. Images that are not in the data are passed over: the
             list may be for more.
@@ -67,10 +68,10 @@ def persons_from_folders(source: ImageSource) -> npt.NDArray[np.int64]:
     Returns: int64 [N].
     Raises: UsageError if an image lies in no such folder, or the classes are not declared.
     """
-    if not isinstance(source, EncodedImageSource):
+    if not isinstance(source, EncodedImageSource) or source.levels_above is None:
         raise UsageError(f"--unit-from-folder needs images in folders, and this is a {source.kind}: use --unit FILE")
     _require_declared_classes(source)
-    inside = [source.name(index)[len(source.entered) :].split("/") for index in range(len(source))]
+    inside = [source.name(index).split("/")[source.levels_above :] for index in range(len(source))]
     if any(len(parts) < 3 or not _person_name(parts[1]) for parts in inside):
         raise UsageError(
             "--unit-from-folder needs every image in a folder named for its person, inside its class folder "
@@ -84,7 +85,8 @@ def _require_declared_classes(source: ImageSource) -> None:
 
     One person's images could decide that, and folders named for persons would be classes.
     """
-    if isinstance(source, EncodedImageSource) and not source.classes_declared:
+    in_folders = isinstance(source, EncodedImageSource) and source.levels_above is not None
+    if in_folders and not source.classes_declared:
         raise UsageError(
             "to protect persons, images in folders need --classes: only declared names tell class folders from others"
         )

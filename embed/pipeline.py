@@ -17,18 +17,17 @@ from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.distributed import Processes
+from dpmepf.embed.fingerprint import run_fingerprint, state_of_files
 from dpmepf.embed.release import release
 from dpmepf.embed.summing import ClassSums
-from dpmepf.shared import __version__
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import iterate_indexed_batches
-from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
+from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
-
-HASHED_IMAGES = 1024  # at a time
 
 
 class EmbeddingError(DpmepfError):
@@ -104,6 +103,7 @@ def embed_images(
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
     processes: Processes | None = None,
+    checkpoint: Checkpoint | None = None,
     on_images: Callable[[int], None] | None = None,
     on_charge: Callable[[Ledger], None] | None = None,
     on_noise: Callable[[int], None] | None = None,
@@ -117,14 +117,16 @@ def embed_images(
         persons: whose each image of `source` is, int64 [N] (persons.py), if the unit of privacy is one person.
         processes: those that work on it together, of which this is the first; the others call `embed_share` with the
             same arguments.
+        checkpoint: file in which the exact sums are kept while images are read, to go on from if the run is
+            interrupted; delete it when the artifact is written.
         on_images: called with the number of images just embedded here. A running total of them is private: it may be
             shown to the custodian while it runs, and must not be stored.
         on_charge: called with the ledger right before the release is charged to the register.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
     Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
-        before any image is read; ProcessesError if others see another data set, or end; errors of the loader;
-        NoiseError.
+        before any image is read; CheckpointError for a file that this run cannot go on from; ProcessesError if others
+        see another data set, or end; errors of the loader; NoiseError.
     """
     plan(schema, feature_map, settings)
 
@@ -141,6 +143,7 @@ def embed_images(
         settings=settings,
         persons=persons,
         processes=processes,
+        checkpoint=checkpoint,
         on_images=on_images,
         on_unreadable=on_unreadable,
     )
@@ -168,6 +171,7 @@ def embed_share(
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
     processes: Processes,
+    checkpoint: Checkpoint | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> None:
     """What every process but the first does: embed its share of `source` and hand the sums to the first."""
@@ -178,6 +182,7 @@ def embed_share(
         settings=settings,
         persons=persons,
         processes=processes,
+        checkpoint=checkpoint,
         on_unreadable=on_unreadable,
     )
     processes.hand_over(sums)
@@ -191,6 +196,7 @@ def sum_images(
     settings: EmbedSettings,
     persons: npt.NDArray[np.int64] | None = None,
     processes: Processes | None = None,
+    checkpoint: Checkpoint | None = None,
     on_images: Callable[[int], None] | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> ClassSums:
@@ -208,17 +214,29 @@ def sum_images(
             raise UsageError("persons must be given for each image")
         order = np.argsort(persons, kind="stable")
         source, persons = source.rearranged(order), persons[order]
+    owners = np.arange(len(source)) if persons is None else persons  # rising; an owner's images are never divided
+    fingerprint = b""
+    if processes is not None or checkpoint is not None:
+        fingerprint = run_fingerprint(source, schema, feature_map.description, settings, persons)
     if processes is not None:
-        processes.require_same(_fingerprint(source, schema, feature_map, settings, persons))
-        places = np.arange(len(source))
-        share = processes.share(places if persons is None else persons)
-        source, persons = source.rearranged(places[share]), None if persons is None else persons[share]
+        processes.require_same(fingerprint)
+        share = processes.share(owners)
+        source, owners = source.rearranged(np.arange(len(source))[share]), owners[share]
+        fingerprint += repr(share).encode()
     sums = ClassSums(
         class_count=len(schema.classes),
         dimension=feature_map.dimension,
         non_negative=feature_map.non_negative,
         unit_of_privacy=settings.unit_of_privacy,
     )
+    done = 0
+    if checkpoint is not None:
+        state = hashlib.sha256(fingerprint + state_of_files(source)).digest()
+        done = checkpoint.restore(sums, fingerprint=state)
+    if done:
+        source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
+        if on_images is not None:
+            on_images(done)
     batches = iterate_indexed_batches(
         source,
         resolution=schema.resolution,
@@ -230,35 +248,25 @@ def sum_images(
     )
     _check_independence(feature_map, schema, settings)
     for images, places in batches:
-        features = _features(feature_map, images, settings)
-        sums.add(features.numpy(), source.labels[places], None if persons is None else persons[places])
+        features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
+        whose = None if persons is None else owners[places]
+        complete = 0
+        if checkpoint is not None and checkpoint.due():
+            complete = _complete(owners, places)
+        if checkpoint is not None and complete:
+            sums.add(features[:complete], labels[:complete], None if whose is None else whose[:complete])
+            checkpoint.save(sums.checkpoint(), done=done + int(places[complete - 1]) + 1)
+        sums.add(features[complete:], labels[complete:], None if whose is None else whose[complete:])
         if on_images is not None:
             on_images(len(places))
     return sums
 
 
-def _fingerprint(
-    source: ImageSource,
-    schema: ImageSchema,
-    feature_map: FeatureMap,
-    settings: EmbedSettings,
-    persons: npt.NDArray[np.int64] | None,
-) -> bytes:
-    """SHA-256 of what processes must have in common. It tells of private names: it stays among the processes."""
-    common = (
-        *(__version__, torch.__version__, schema, feature_map.description, source.kind, source.split, len(source)),
-        *(settings.epsilon, settings.delta, settings.relation, settings.unit_of_privacy, settings.batch_size),
-        *(torch.device(settings.device).type, settings.skip_unreadable, settings.dataset_name),
-    )
-    digest = hashlib.sha256(repr(common).encode())
-    digest.update(source.labels.tobytes())
-    digest.update(b"" if persons is None else persons.tobytes())
-    for index in range(len(source)):
-        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
-    if isinstance(source, ArrayImageSource):  # whose names are places: another file has the same
-        for start in range(0, len(source.pixels), HASHED_IMAGES):
-            digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
-    return digest.digest()
+def _complete(owners: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> int:
+    """How many of the images at `places` to take, from the first, so that no owner of theirs has images that follow."""
+    following = np.minimum(places + 1, len(owners) - 1)
+    ends = np.flatnonzero((following == places) | (owners[following] != owners[places]))
+    return int(ends[-1]) + 1 if len(ends) else 0
 
 
 def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:

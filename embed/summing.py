@@ -31,9 +31,12 @@ class ExactSums:
 
 @dataclass(frozen=True, kw_only=True)
 class PartialSums:
-    """What one process hands to the one that releases, once: private, un-noised. Lattice units throughout."""
+    """The sums of some of the images: private, un-noised. Lattice units throughout.
 
-    process: int  # its number; the one that releases is process 0
+    A process hands them to the one that releases, once, or keeps them to go on from if it is interrupted.
+    """
+
+    process: int  # whose they are, 0 where they are kept; the one that releases is process 0
     non_negative: bool
     unit_of_privacy: str
     images: int = field(repr=False)  # summed in `totals`
@@ -44,14 +47,15 @@ class PartialSums:
 class ClassSums:
     """Sum of the bounded features of each class, and weighted number of images of each class.
 
-    Guarantee: after any sequence of `add` and `merge`, the state is exactly Σ u over all images, with
-        u = (e_y ⊗ bound(φ(x)), W e_y): a function of the multiset of (feature row, label), not of order, batches or
-        processes. With the unit "one person" it is Σ clip(Σ u over the person's images) over all persons, and
-        ‖clip(·)‖² <= Λ². Every image passes through `bound_records` and every person through `clip_contribution` here,
-        so no caller can add more.
+    Guarantee: after any sequence of `add`, `checkpoint`, `restore` and `merge`, the state is exactly Σ u over all
+        images, with u = (e_y ⊗ bound(φ(x)), W e_y): a function of the multiset of (feature row, label), not of order,
+        batches, interruptions or processes. With the unit "one person" it is Σ clip(Σ u over the person's images) over
+        all persons, and ‖clip(·)‖² <= Λ². Every image passes through `bound_records` and every person through
+        `clip_contribution` here, so no caller can add more.
     Assumes: what these two assume; that the caller numbers persons rightly; of `merge`, that an image is added in one
-        process only, and that parts arrive as they were handed over.
-    Source: DESIGN §3; PROOF.md, claims 2, 6 and 8.
+        process only, and that parts arrive as they were handed over; of `restore`, that the part is as it was kept and
+        none of its images is added again.
+    Source: DESIGN §3; PROOF.md, claims 2, 6, 8 and 9.
     Args:
         class_count: K >= 1. dimension: D >= 1.
         non_negative: the feature map promises coordinates >= 0, and every record is held to it.
@@ -59,8 +63,8 @@ class ClassSums:
     Edge cases: no record at all leaves zeros; a batch of no records changes nothing. Of the person whose images are
         being added there is one vector for each class that the person is in: memory does not grow with the images.
     Raises: SummingError for labels outside 0..K-1, more than 2^(62-k) images, persons where none belong or none where
-        they do, a person's images that are not all in a row, a part that does not fit, or use after `take` or
-        `hand_over` or after a change that was broken off.
+        they do, a person's images that are not all in a row or come after the person was finished, a part that does
+        not fit, or use after `take` or `hand_over` or after a change that was broken off.
     """
 
     def __init__(
@@ -146,6 +150,48 @@ class ClassSums:
             raise SummingError("process 0 and sums that were merged are released here, and handed over to no other")
         totals = self._taken_out()
         self._finish_person(totals)
+        return self._part(totals, process=process)
+
+    def checkpoint(self) -> PartialSums:
+        """A copy of the sums, for this process to go on from (`restore`) if it is interrupted.
+
+        The person whose images came last is finished here: there can be no more of theirs.
+        """
+        if self._last_merged:
+            raise SummingError("sums that were merged are released, and not kept to go on from")
+        totals = self._taken_out()
+        self._finish_person(totals)
+        part = self._part(totals.copy(), process=0)
+        self._totals = totals
+        return part
+
+    def restore(self, part: PartialSums) -> None:
+        """Go on from what `checkpoint` kept, with the images that are not in it, before any other image is added."""
+        if self._records or self._last_merged or part.process != 0:
+            raise SummingError("only sums without an image can go on from sums that were kept, and from those alone")
+        self._add_part(part)
+        if part.persons is not None:
+            self._first_person = part.persons[0]
+
+    def merge(self, part: PartialSums) -> None:
+        """Add what another process handed over: sums of other images and, by person, of later persons than all so far.
+
+        A part that does not fit is refused before anything changes, and so is a process that does not come after those
+        merged before: no part counts twice.
+        """
+        if part.process <= self._last_merged:
+            raise SummingError("the sums of each process can be merged once, in the order of processes")
+        self._add_part(part)
+        self._last_merged = part.process
+
+    def take(self) -> ExactSums:
+        """Hand the exact sums over, once; the accumulator is unusable afterwards."""
+        totals = self._taken_out()
+        self._finish_person(totals)
+        self._records = 0
+        return ExactSums(features=totals[:, :-1], weighted_counts=totals[:, -1])
+
+    def _part(self, totals: npt.NDArray[np.int64], *, process: int) -> PartialSums:
         return PartialSums(
             process=process,
             non_negative=self.non_negative,
@@ -155,17 +201,11 @@ class ClassSums:
             totals=totals,
         )
 
-    def merge(self, part: PartialSums) -> None:
-        """Add what another process handed over: sums of other images and, by person, of later persons than all so far.
-
-        A part that does not fit is refused before anything changes, and so is a process that does not come after those
-        merged before: no part counts twice.
-        """
+    def _add_part(self, part: PartialSums) -> None:
+        """Add sums of other images and, by person, of later persons; what does not fit changes nothing."""
         promised = (part.unit_of_privacy, part.non_negative) == (self.unit_of_privacy, self.non_negative)
         if not promised or part.totals.shape != (self.class_count, self.dimension + 1):
             raise SummingError("sums of different classes, dimensions, feature maps or units cannot be merged")
-        if part.process <= self._last_merged:
-            raise SummingError("the sums of each process can be merged once, in the order of processes")
         if (part.persons is not None) != (part.unit_of_privacy == ONE_PERSON and part.images > 0):
             raise SummingError("sums by person, and no others, come with their first and last person")
         if part.persons is not None and self._person is not None and part.persons[0] <= self._person:
@@ -186,16 +226,8 @@ class ClassSums:
         self._finish_person(totals)
         if part.persons is not None:
             self._person = part.persons[1]
-        self._last_merged = part.process
         totals += part.totals
         self._totals = totals
-
-    def take(self) -> ExactSums:
-        """Hand the exact sums over, once; the accumulator is unusable afterwards."""
-        totals = self._taken_out()
-        self._finish_person(totals)
-        self._records = 0
-        return ExactSums(features=totals[:, :-1], weighted_counts=totals[:, -1])
 
     def _bounded_rows(self, features: npt.NDArray[np.floating]) -> Iterator[npt.NDArray[np.int64]]:
         """Each row of `features`, bounded: as many at a time as stay in the cache until they are summed."""

@@ -50,3 +50,11 @@ def check_class_names(names: Sequence[str], *, quoted: bool = True) -> tuple[str
     if len(set(names)) < len(names):
         raise ClassesError("a class name appears twice: each class needs its own name")
     return tuple(names)
+
+
+def undeclared(form: str) -> ClassesError:
+    """Of private data whose form does not name the classes."""
+    return ClassesError(
+        f"{form} cannot tell the classes, and which labels occur is private: declare them, for example --classes 10 "
+        "(labels 0 to 9) or --classes cat,dog"
+    )

@@ -6,6 +6,9 @@ the attribute `location`, which the commands write to a local file only on reque
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 from dpmepf.shared.errors import DpmepfError, UsageError
 
 
@@ -30,11 +33,24 @@ class UnreadableImageError(LocatedError):
 
 
 class LabelError(LocatedError):
-    """A label is outside 0..K-1."""
+    """A label is outside 0..K-1, or is none at all."""
+
+
+class UnlabelledImageError(LocatedError):
+    """An image has no label where the others have one."""
+
+
+class RepeatedImageError(LocatedError):
+    """An image is there twice, or two under one name: it would count twice, or one label for both."""
 
 
 class UnreadableDataError(DpmepfError):
-    """A whole container (zip, IDX or npz file) is truncated, damaged or not what its name says."""
+    """A whole container (zip, tar, parquet, IDX or npz file) is truncated, damaged or not what its name says."""
+
+    @classmethod
+    def in_shard(cls, sentence: str, *, path: Path, public: bool) -> Self:
+        """The error about one file of several, which is named only when the data are public."""
+        return cls(f"{sentence} ({path})" if public else sentence)
 
 
 class WorkerDiedError(DpmepfError):
@@ -55,3 +71,11 @@ class SplitError(UsageError):
 
 class ClassesError(UsageError):
     """The class names are missing, malformed or do not fit the data."""
+
+
+class UndeclaredClassError(LocatedError, ClassesError):
+    """A class of the data (a class folder, a stored class name) is not among the declared classes."""
+
+
+class MissingLibraryError(UsageError):
+    """A form of data needs a library that is not installed."""

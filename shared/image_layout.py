@@ -1,6 +1,6 @@
 """The form of a tree of files: which are records, and which folders are classes. Names only, nothing is opened.
 
-Rules, in this order, from the top of the tree (a folder or the inside of a zip):
+Rules, in this order, from the top of the tree (a folder or the inside of a zip or tar):
 
 1. Hidden files and folders (a leading dot) and `__MACOSX` do not exist; a record is a file with an image extension.
 2. If two or more folders are at the top and all are named as splits (train, test, val and their spellings), one of
@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dpmepf.shared.image_decoding import EXTENSIONS
-from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError
+from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError, UnreadableDataError
 
+_DEEPEST = 32  # folders above an image or folder; names in a hostile archive can hold many thousands
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -55,18 +56,28 @@ def choose_split(found: dict[str, str], wanted: str | None, default: str) -> str
     """Choose one of the splits `found` (canonical name to folder): the wanted, else the default, else the only one."""
     if wanted is not None:
         canonical = canonical_split(wanted) or wanted
+        if not found:
+            require_undivided(wanted)
         if canonical not in found:
-            raise SplitError(
-                f"the data have no split {wanted!r}: choose --split {_listed(found)}"
-                if found
-                else f"the data are not divided into train and test: leave out --split {wanted}"
-            )
+            raise SplitError(f"the data have no split {wanted!r}: choose --split {_listed(found)}")
         return canonical
     if default in found:
         return default
     if len(found) == 1:
         return next(iter(found))
     raise SplitError(f"the data are divided: choose --split {_listed(found)}")
+
+
+def require_undivided(wanted: str | None) -> None:
+    """Refuse to look for a split of data that have none."""
+    if wanted is not None:
+        raise SplitError(f"the data are not divided into train and test: leave out --split {wanted}")
+
+
+def require_default(found: str | None, default: str) -> None:
+    """Refuse another split of private data than the default, unless it was asked for."""
+    if found not in (None, default):
+        raise SplitError(f"the data hold only the split {found!r}: confirm it with --split {found}")
 
 
 def read_layout(
@@ -88,10 +99,15 @@ def read_layout(
         DataNotFoundError: no image and no folder.
         AmbiguousLayoutError: images beside folders, or two folders for one split (train and training).
         SplitError: the asked split is absent.
+        UnreadableDataError: an image or folder lies too deep.
     """
     images = sorted(name for name in files if is_image(name))
-    inner_folders = {name for name in folders if _is_visible(name)}
-    for name in images:  # a zip need not list its folders
+    inner_folders = {name for name in folders if is_visible(name)}
+    if any(name.count("/") > _DEEPEST for name in (*images, *inner_folders)):
+        raise UnreadableDataError(
+            f"the data hold an image or folder more than {_DEEPEST} folders deep: unpack them and pass one further down"
+        )
+    for name in (*images, *inner_folders):  # an archive need not list all folders, nor those above one that it lists
         while (name := name.rpartition("/")[0]) and name not in inner_folders:
             inner_folders.add(name)
     wanted, found_split, prefix = split, None, ""
@@ -117,8 +133,8 @@ def read_layout(
             break
         prefix += entered + "/"
         images = [name for name in images if name.startswith(prefix)]
-    if not public and wanted is None and found_split not in (None, default_split):
-        raise SplitError(f"the data hold only the split {found_split!r}: confirm it with --split {found_split}")
+    if not public and wanted is None:
+        require_default(found_split, default_split)
     if wanted is not None and (canonical_split(wanted) or wanted) != found_split:
         choose_split({found_split: found_split} if found_split else {}, wanted, default_split)
     if at_top and tops:
@@ -148,10 +164,11 @@ def read_layout(
 
 def is_image(name: str) -> bool:
     """Whether the file of this slash-separated name is a record (rule 1)."""
-    return posixpath.splitext(name)[1].lower() in EXTENSIONS and _is_visible(name)
+    return posixpath.splitext(name)[1].lower() in EXTENSIONS and is_visible(name)
 
 
-def _is_visible(name: str) -> bool:
+def is_visible(name: str) -> bool:
+    """Whether neither the file of this slash-separated name nor a folder on the way to it is hidden (rule 1)."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import NOT_AN_IMAGE, DecodingError
 from dpmepf.shared.image_preparation import prepare_array, prepare_image
 from dpmepf.shared.image_source_types import OUT_OF_RANGE, ArrayImageSource, ImageSource
@@ -75,7 +76,7 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
             images[len(indices)] = _prepared(source, index, resolution=resolution, channels=channels)
         except DecodingError as error:
             unreadable.append((index, str(error)))
-        except MemoryError:
+        except (MemoryError, DpmepfError):
             raise
         except Exception:  # a colour space that Pillow does not convert, say
             unreadable.append((index, NOT_AN_IMAGE))

@@ -12,12 +12,13 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import (
     LARGEST_FILE,
     NO_ACCESS,
@@ -94,12 +95,29 @@ class ImageSource(ABC):
     def location(self, index: int) -> str:
         """Where image `index` is, for the custodian's eyes."""
 
+    @abstractmethod
+    def file(self, index: int) -> Path:
+        """The file that image `index` is read from, with others or alone."""
+
+
+class ImageFiles(Protocol):
+    """Encoded images that are read by name, from `root`."""
+
+    root: Path
+
+    def read(self, name: str) -> bytes: ...
+
+    def file(self, name: str) -> Path: ...
+
 
 class FolderFiles:
     """Files below a folder, read by relative name."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def file(self, name: str) -> Path:
+        return self.root / name
 
     def read(self, name: str) -> bytes:
         path = self.root / name
@@ -117,6 +135,9 @@ class ZipMembers:
         self.root = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
 
+    def file(self, name: str) -> Path:
+        return self.root
+
     def read(self, name: str) -> bytes:
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
@@ -130,14 +151,18 @@ class ZipMembers:
 
 
 class EncodedImageSource(ImageSource):
-    """Image files in a folder or a zip archive. `entered`: what all names begin with, above the class folders."""
+    """Image files, each decoded when it is read.
+
+    `levels_above`: how many levels of a name lie above the class folders; None where names do not lead through folders
+    that mean something.
+    """
 
     def __init__(
-        self, *, members: FolderFiles | ZipMembers, names: tuple[str, ...], entered: str, **attributes: Any
+        self, *, members: ImageFiles, names: tuple[str, ...], levels_above: int | None, **attributes: Any
     ) -> None:
         self.members = members
         self.names = names
-        self.entered = entered
+        self.levels_above = levels_above
         super().__init__(**attributes)
 
     def rearranged(self, order: NDArray[np.int64]) -> Self:
@@ -158,10 +183,13 @@ class EncodedImageSource(ImageSource):
         place = f"{self.members.root}/{self.names[index]}"
         return place.encode("utf-8", "backslashreplace").decode()  # a name need not be valid text
 
+    def file(self, index: int) -> Path:
+        return self.members.file(self.names[index])
+
     def _bytes(self, index: int) -> bytes:
         try:
             return self.members.read(self.names[index])
-        except (DecodingError, MemoryError):
+        except (DecodingError, MemoryError, DpmepfError):  # of a whole container: it must not pass for one image's
             raise
         except OSError:
             raise DecodingError(NO_ACCESS) from None
@@ -220,6 +248,9 @@ class ArrayImageSource(ImageSource):
 
     def location(self, index: int) -> str:
         return f"{self.path}: image {self.name(index)}, counted from 0"
+
+    def file(self, index: int) -> Path:
+        return self.path
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}

@@ -2,59 +2,52 @@
 
 | form | labels | class names unless declared |
 | --- | --- | --- |
-| folder or zip of class folders | the folder of each image | the folder names, an empty folder included |
-| flat folder or zip of images | none | "unlabelled" |
+| folder, zip or tar of class folders | the folder of each image | the folder names, an empty folder included |
+| flat folder, zip or tar of images | none | "unlabelled" |
+| tar in WebDataset naming | `KEY.cls` beside the image `KEY.png` | to be declared |
+| parquet with a column of images | column `label` | those of its ClassLabel (Hugging Face), else to be declared |
+| folder of tar or parquet files | as in one, for all together | likewise |
 | folder with IDX files, plain or gzipped | the labels file | 0 to 9 under the names of MNIST, else to be declared |
 | `.npz` with x and y | y | its array `classes`, else to be declared |
 | output folder of dpmepf-synth, if public | as its `images/` or `gen.npz` | likewise |
 
 One private record must not decide how the others are read, so two forms at once are refused. Class names come from the
 form of the data, never from which labels occur (the labels of private data are private). For
-public data alone, an `.npz` without class names is taken to have as many as its largest label asks for.
+public data alone, labels of a form without class names tell them: as many as the largest number asks for, or the texts.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-
-from dpmepf.shared.class_names import UNLABELLED, check_class_names, numbered_classes
-from dpmepf.shared.idx_files import IdxPair, find_idx_pairs, read_idx_images, read_idx_labels
+from dpmepf.shared.array_sources import open_idx, open_npz
+from dpmepf.shared.class_names import check_class_names
+from dpmepf.shared.file_sources import open_files
+from dpmepf.shared.idx_files import find_idx_pairs
 from dpmepf.shared.image_errors import (
     AmbiguousLayoutError,
-    ClassesError,
     DataNotFoundError,
-    LocatedError,
-    SplitError,
+    UndeclaredClassError,
     UnreadableDataError,
 )
-from dpmepf.shared.image_layout import Layout, choose_split, is_image, read_layout
-from dpmepf.shared.image_source_types import (
-    ArrayImageSource,
-    EncodedImageSource,
-    FolderFiles,
-    ImageSource,
-    ZipMembers,
-)
-from dpmepf.shared.npz_files import find_npz_splits, read_npz_classes, read_npz_images, read_npz_labels
+from dpmepf.shared.image_layout import is_image, read_layout, require_undivided
+from dpmepf.shared.image_source_types import FolderFiles, ImageSource, ZipMembers
+from dpmepf.shared.parquet_files import is_parquet
+from dpmepf.shared.shard_sources import open_parquets, open_tars
+from dpmepf.shared.shards import choose_shards, compressed_tar, find_shards, is_compressed_tar
+from dpmepf.shared.tar_files import is_tar
 
 __all__ = ["ImageSource", "UndeclaredClassError", "open_images"]
 
 _FORMS = (
-    "expected a folder of class folders, a flat folder of images, a zip of either, a folder with IDX files, or an .npz "
-    "with x and y"
+    "expected a folder of class folders, a flat folder of images, a zip or tar of either, tar files in WebDataset "
+    "naming, parquet files with a column image, a folder with IDX files, or an .npz with x and y"
 )
 _ENCRYPTED = 0x1
-
-
-class UndeclaredClassError(LocatedError, ClassesError):
-    """A class folder is not among the declared classes."""
 
 
 def open_images(
@@ -86,14 +79,32 @@ def open_images(
     if path.is_dir():
         files, folders = _scan_folder(path)
         pairs = find_idx_pairs(path)
+        has_images = any(is_image(name) for name in files)
+        shards = find_shards(files, others=has_images or bool(pairs))
+        forms = ["IDX files"] * bool(pairs) + list(shards) + ["images"] * has_images
+        if len(forms) > 1:
+            raise AmbiguousLayoutError(f"{path} holds {' beside '.join(forms)}: keep one of the two there")
         if pairs:
-            if any(is_image(name) for name in files):
-                raise AmbiguousLayoutError(f"{path} holds IDX files beside images: keep one of the two there")
-            return _open_idx(pairs, declared, split, default_split, public)
+            return open_idx(pairs, declared, split, default_split, public)
+        if shards:
+            (form, names), *_ = shards.items()
+            chosen, of_split = choose_shards(path, names, split=split, default_split=default_split, public=public)
+            if form == "parquet files":
+                return open_parquets(path, chosen, declared, of_split, public)
+            if of_split is not None:
+                split, default_split = None, of_split
+            return open_tars(path, chosen, declared, split, default_split, public, of_split=of_split)
         layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
-        return _open_files(FolderFiles(path), "folder", layout, declared, public)
+        return open_files(FolderFiles(path), "folder", layout, declared, public)
     if not path.is_file():
         raise DataNotFoundError(f"{path} does not exist: {_FORMS}")
+    if is_tar(path):
+        return open_tars(path, ("",), declared, split, default_split, public)
+    if is_compressed_tar(path.name):
+        raise compressed_tar()
+    if is_parquet(path):
+        require_undivided(split)
+        return open_parquets(path, ("",), declared, None, public)
     if not zipfile.is_zipfile(path):
         if path.suffix.lower() in (".zip", ".npz"):
             raise UnreadableDataError(f"{path} is truncated or damaged: fetch or pack it again")
@@ -103,11 +114,11 @@ def open_images(
     if arrays and any(is_image(name) for name in names):
         raise AmbiguousLayoutError(f"{path} holds arrays beside images: keep one of the two in it")
     if path.suffix.lower() == ".npz" or arrays:
-        return _open_npz(path, declared, split, default_split, public)
+        return open_npz(path, declared, split, default_split, public)
     folders = [name.rstrip("/") for name in names if name.endswith("/")]
     files = [name for name in names if not name.endswith("/")]
     layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
-    return _open_files(ZipMembers(path), "zip", layout, declared, public)
+    return open_files(ZipMembers(path), "zip", layout, declared, public)
 
 
 def _inside_synthetic(path: Path) -> Path | None:
@@ -159,108 +170,3 @@ def _zip_names(path: Path) -> list[str]:
     if len(set(names)) < len(names):
         raise UnreadableDataError(f"{path} holds a name twice: unpack it and pass the folder")
     return names
-
-
-def _open_files(
-    members: FolderFiles | ZipMembers, container: str, layout: Layout, declared: tuple[str, ...] | None, public: bool
-) -> ImageSource:
-    if layout.class_folders is None:
-        if declared is not None and len(declared) > 1:
-            raise ClassesError("several classes are declared, but the images are in no class folders: declare one")
-        kind, classes, labels = f"flat {container}", declared or (UNLABELLED,), [0] * len(layout.files)
-    else:
-        kind, classes = (
-            f"{container} of class folders",
-            declared or check_class_names(layout.class_folders, quoted=public),
-        )
-        number = {name: label for label, name in enumerate(classes)}
-        for folder in layout.class_folders:
-            if folder not in number:
-                raise UndeclaredClassError(
-                    "a class folder is not among the declared classes: add it to --classes, or move it away",
-                    location=f"{members.root}: {folder!a}",
-                    public=public,
-                )
-        labels = [number[layout.class_folders[folder]] for folder in layout.folder_numbers]
-    return EncodedImageSource(
-        members=members,
-        names=layout.files,
-        entered=layout.entered,
-        kind=kind,
-        classes=classes,
-        classes_declared=declared is not None,
-        labels=np.array(labels, np.int64),
-        split=layout.split,
-        public=public,
-    )
-
-
-def _open_idx(
-    pairs: dict[str, IdxPair], declared: tuple[str, ...] | None, split: str | None, default_split: str, public: bool
-) -> ImageSource:
-    chosen = choose_split({name: name for name in pairs}, split, default_split)
-    pair = pairs[chosen]
-    if declared is None and not pair.conventional:
-        raise _undeclared("IDX files")
-    open_pixels = functools.partial(read_idx_images, pair.images)
-    pixels = open_pixels()
-    return ArrayImageSource(
-        path=pair.images,
-        pixels=pixels,
-        open_pixels=open_pixels,
-        kind="folder with IDX files",
-        classes=declared or numbered_classes(10),
-        classes_declared=declared is not None,
-        labels=read_idx_labels(pair.labels, count=len(pixels)),
-        split=chosen,
-        public=public,
-    )
-
-
-def _open_npz(
-    path: Path, declared: tuple[str, ...] | None, split: str | None, default_split: str, public: bool
-) -> ImageSource:
-    splits = find_npz_splits(path)
-    if None in splits:
-        if split is not None:
-            raise SplitError(f"the data are not divided into train and test: leave out --split {split}")
-        chosen = None
-    else:
-        chosen = choose_split({str(name): str(name) for name in splits}, split, default_split)
-    images_name, labels_name = splits[chosen]
-    open_pixels = functools.partial(read_npz_images, path, images_name)
-    pixels = open_pixels()
-    count = len(pixels)
-    stored = read_npz_classes(path)
-    if labels_name is None:
-        if declared is not None and len(declared) > 1:
-            raise ClassesError("several classes are declared, but the file holds no labels y: declare one class")
-        labels, classes = np.zeros(count, np.int64), declared or (UNLABELLED,)
-    else:
-        labels = read_npz_labels(path, labels_name, count=count)
-        if declared is not None:
-            classes = declared
-        elif stored is not None:
-            classes = check_class_names(stored, quoted=public)
-        elif public:
-            classes = numbered_classes(int(labels.max(initial=0)) + 1)
-        else:
-            raise _undeclared("an .npz without an array `classes`")
-    return ArrayImageSource(
-        path=path,
-        pixels=pixels,
-        open_pixels=open_pixels,
-        kind="npz file",
-        classes=classes,
-        classes_declared=declared is not None,
-        labels=labels,
-        split=chosen,
-        public=public,
-    )
-
-
-def _undeclared(form: str) -> ClassesError:
-    return ClassesError(
-        f"{form} cannot tell the classes, and which labels occur is private: declare them, for example --classes 10 "
-        "(labels 0 to 9) or --classes cat,dog"
-    )

@@ -37,7 +37,8 @@ DEFAULTS = PretrainingSettings()
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="PUBLIC labelled images: a folder or zip of class folders. Give it several times to join parts.",
+    help="PUBLIC labelled images: a folder, zip or tar of class folders, tar shards, parquet files. Give it several "
+    "times to join parts.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("encoder.safetensors"), metavar="FILE", help="Weights."

@@ -6,6 +6,7 @@
     metric          WithinClassMetric
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
+    parallel        TrainingProcesses: several processes, one generator; batch_norm
     labelling       MeanDiscriminant
     public_images   open_public_images, choose_public_images
     checkpoint      save_checkpoint, load_checkpoint
@@ -13,7 +14,8 @@
     output_folder   OutputFolder
     pictures        preview_images, write_preview, write_curve
     record, report  run_record, write_report
-    synthesis       synthesise, SynthesisRequest, SynthesisCallbacks, SynthesisResult
+    request         SynthesisRequest
+    synthesis       synthesise, help_to_train, SynthesisCallbacks, SynthesisResult
     command         main (dpmepf-synth)
     evaluation      evaluate, EvaluationSettings; classifiers, distances
     evaluation_command  main (dpmepf-eval)

@@ -10,20 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.processes import SpeakingOnce, joined
+from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
 from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, public_sentence
+from dpmepf.synthesize.request import SynthesisRequest
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
-from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisRequest, SynthesisResult, synthesise
+from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisResult, help_to_train, synthesise
 from dpmepf.synthesize.training import GeneratorTraining
 
+# Of several processes: flags on the CPU, sums where the generator is.
+BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
-@click.command()
+
+@click.command(cls=SpeakingOnce)
 @click.argument("artifact", type=click.Path(path_type=Path), metavar="ARTIFACT")
 @click.option(
     "--output",
@@ -59,8 +66,8 @@ from dpmepf.synthesize.training import GeneratorTraining
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="PATH",
-    help="Public images (folder, zip, IDX or .npz; labels are not used): those that look like a class by the class "
-    "means replace up to half of its generated images. Can be repeated.",
+    help="Public images (folder, zip, tar, parquet, IDX or .npz; labels are not used): those that look like a class by "
+    "the class means replace up to half of its generated images. Can be repeated.",
 )
 @click.option(
     "--preset",
@@ -107,6 +114,7 @@ from dpmepf.synthesize.training import GeneratorTraining
 @click.option("--force", is_flag=True, help="Replace the result of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's record as one JSON object.")
 @reports_errors()
+@joined(nothing="nothing was written", not_again="go on with a run that failed by --resume", backend=BACKEND)
 def main(
     artifact: Path,
     output: Path,
@@ -142,9 +150,14 @@ def main(
         resume=resume,
         force=force,
     )
+    processes = TrainingProcesses.of_torchrun() or ALONE
     keep_freed_memory()
-    with progress_bar("images") as bar, _stop_signal() as stop_requested:
-        result = synthesise(request, _Display(bar).callbacks(stop_requested))
+    if not processes.first:
+        with _stop_signal(processes) as stop_requested:
+            help_to_train(request, processes, stop_requested=stop_requested)
+        return
+    with progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
+        result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
     _summarise(result)
     if as_json:
         click.echo(json.dumps(result.record, ensure_ascii=False))
@@ -202,8 +215,11 @@ class _Display:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether Ctrl-C or a polite kill came; the second one interrupts at once."""
+def _stop_signal(processes: TrainingProcesses) -> Iterator[Callable[[], bool]]:
+    """Give a function that says whether Ctrl-C or a polite kill came; the second one interrupts at once.
+
+    Except under torchrun, which passes on a Ctrl-C that the terminal sent already, and kills whoever takes too long.
+    """
     received: list[int] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -213,8 +229,12 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
 
     def receive(number: int, _: object) -> None:
         received.append(number)
-        restore()
-        console.print("Stopping after this step; once more to stop at once.")
+        if processes.count == 1:
+            restore()
+        if len(received) == 1:
+            console.print(
+                "Stopping after this step" + ("; once more to stop at once." if processes.count == 1 else ".")
+            )
 
     for number in previous:
         signal.signal(number, receive)

@@ -26,7 +26,8 @@ from dpmepf.synthesize.evaluation_report import EvaluationReport, check_report_p
     type=click.Path(path_type=Path),
     required=True,
     metavar="PATH",
-    help="Real test images: a folder of class folders, a zip of one, a folder with IDX files, or an .npz with x and y.",
+    help="Real test images: a folder of class folders, a zip or tar of one, tar shards, parquet files, a folder with "
+    "IDX files, or an .npz with x and y.",
 )
 @click.option(
     "--split",

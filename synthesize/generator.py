@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.synthesize.batch_norm import WholeBatchNorm
 
 RESOLUTIONS = (28, 32, 64, 128)
 CLASS_EMBEDDING = 64
@@ -72,7 +73,7 @@ class ConditionalBatchNorm(nn.Module):
 
     def __init__(self, channels: int, class_count: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.norm = WholeBatchNorm(channels)
         self.gain = nn.Embedding(class_count, channels)
         self.bias = nn.Embedding(class_count, channels)
         nn.init.ones_(self.gain.weight)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.targets import ClassTargets
 
 FeatureFunction = Callable[[Tensor], Tensor]
@@ -37,6 +38,7 @@ class MeanEmbeddingObjective:
         mean_memory: share, in [0, 1), of the previous estimate of each class's generated mean in the mean that
             images are repelled from. Less variance, at the price of lag; 0 is the unbiased estimate above.
         device: where features are computed.
+        processes: among which the images of a batch are shared.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class MeanEmbeddingObjective:
         metric: WithinClassMetric | None = None,
         mean_memory: float = 0.0,
         device: str | torch.device = "cpu",
+        processes: TrainingProcesses = ALONE,
     ) -> None:
         self.released = targets.means.to(device)
         self.aim = self.released
         self.metric = metric
+        self.processes = processes
         self.class_weights = torch.as_tensor(targets.class_weights, dtype=torch.float32, device=device)
         noise_variance = torch.as_tensor(targets.noise_variance, dtype=torch.float32, device=device)
         self.noise_energy = noise_variance * self.released.shape[1]  # K
@@ -58,22 +62,31 @@ class MeanEmbeddingObjective:
         self.remembered = torch.zeros(len(self.released), dtype=torch.bool, device=device)
 
     def backward(
-        self, images: Tensor, classes: Tensor, features_of: FeatureFunction, *, micro_batch_size: int | None = None
+        self,
+        images: Tensor,
+        classes: Tensor,
+        features_of: FeatureFunction,
+        *,
+        per_class: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> float:
         """Add the loss's gradient to whatever `images` depend on; return the loss.
 
         Args:
-            images: N×C×R×R with a graph behind them; class by class, N/len(classes) of each.
+            images: N×C×R×R with a graph behind them; class by class, equally many of each. Of several processes, each
+                passes its share of the batch, and gets the gradient of its own images.
             classes: int64, the distinct classes of the batch, in the order of `images`.
             features_of: the feature map, N×C×R×R -> N×D.
+            per_class: images of each class in the whole batch; None: `images` are the whole batch.
             micro_batch_size: images that pass the feature map at a time with gradients; None: all.
 
         Returns:
             Mean over `classes` of the unbiased squared distance, less the expected squared length of the released
             noise: around zero when the generated means are where the true ones are. Possibly negative.
         """
-        per_class = len(images) // len(classes)
+        per_class = per_class or len(images) // len(classes)
         slots = torch.arange(len(classes), device=images.device).repeat_interleave(per_class)  # image -> its class
+        slots = slots[self.processes.share(len(slots))]
         sums = torch.zeros(len(classes), self.released.shape[1], device=images.device)
         squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
         second_moments: list[list[Tensor]] = []  # by part of the batch
@@ -84,9 +97,10 @@ class MeanEmbeddingObjective:
             if self.metric is not None:
                 second_moments.append(self.metric.second_moments(features))
 
-        def learn_metric() -> None:
+        def finish_sums() -> None:
+            summed = [torch.stack(parts).sum(dim=0) for parts in zip(*second_moments, strict=True)]
+            self.processes.sum_([sums, squares, *summed])
             if self.metric is not None:
-                summed = [torch.stack(parts).sum(dim=0) for parts in zip(*second_moments, strict=True)]
                 self.metric.learn(summed, sums / per_class, per_class)
 
         def gradient(features: Tensor, part: slice) -> Tensor:
@@ -95,7 +109,7 @@ class MeanEmbeddingObjective:
         if micro_batch_size is None or micro_batch_size >= len(images):
             features = features_of(images).float()
             accumulate(features.detach(), slice(None))
-            learn_metric()
+            finish_sums()
             features.backward(gradient(features.detach(), slice(None)))
         else:
             leaf = images.detach()
@@ -103,7 +117,7 @@ class MeanEmbeddingObjective:
             with torch.no_grad():
                 for part in parts:
                     accumulate(features_of(leaf[part]).float(), part)
-            learn_metric()
+            finish_sums()
             image_gradient = torch.empty_like(leaf)
             for part in parts:
                 part_images = leaf[part].requires_grad_()

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.batch_norm import share_batch_norm
 from dpmepf.synthesize.denoising import denoised_means
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
+from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
 
@@ -62,7 +64,7 @@ class TrainingCallbacks:
         on_start: called once, before the first step.
         on_step: called after every step.
         on_snapshot: called every `snapshot_seconds`, when stopped and at the end; the state is between two steps.
-        stop_requested: asked after every step; True ends the run with `TrainingStopped`.
+        stop_requested: asked after every step; True, in any process, ends the run with `TrainingStopped`.
     """
 
     on_start: Callable[[GeneratorTraining], None] = lambda training: None
@@ -89,6 +91,7 @@ def train_generator(
     device: str | torch.device = "cpu",
     callbacks: TrainingCallbacks | None = None,
     state: dict[str, Any] | None = None,
+    processes: TrainingProcesses = ALONE,
 ) -> TrainedGenerator:
     """Train a generator whose images have the class means that `artifact` released.
 
@@ -102,13 +105,16 @@ def train_generator(
         callbacks: progress, snapshots, a way to stop.
         state: `GeneratorTraining.state_dict()` of an earlier run with the same settings, to go on from; the result
             is that of an uninterrupted run.
+        processes: that train together, each of which calls this with the same artifact, settings and state.
 
     Raises:
         TrainingError: the loss is not finite, or `state` belongs to another generator.
-        TrainingStopped: `callbacks.stop_requested` said so.
+        TrainingStopped: `callbacks.stop_requested` said so, in this process or another.
+        ProcessesError: another process ended.
+        UsageError: a batch has fewer images than there are processes.
     """
     callbacks = callbacks or TrainingCallbacks()
-    training = GeneratorTraining(artifact, feature_map, settings, device=device)
+    training = GeneratorTraining(artifact, feature_map, settings, device=device, processes=processes)
     if state is not None:
         training.load_state_dict(state)
     callbacks.on_start(training)
@@ -116,11 +122,12 @@ def train_generator(
     while training.step < settings.steps:
         training.run_step()
         callbacks.on_step(training)
-        stopping = callbacks.stop_requested()
+        stopping = processes.any(callbacks.stop_requested())
         if stopping or time.monotonic() - last_snapshot >= callbacks.snapshot_seconds:
             callbacks.on_snapshot(training)
             last_snapshot = time.monotonic()
         if stopping:
+            processes.wait_for_first()  # which writes the checkpoint
             raise TrainingStopped(f"stopped after step {training.step} of {settings.steps}")
     callbacks.on_snapshot(training)
     return TrainedGenerator(
@@ -140,15 +147,26 @@ class GeneratorTraining:
         settings: SynthesisSettings,
         *,
         device: str | torch.device = "cpu",
+        processes: TrainingProcesses = ALONE,
     ) -> None:
         self.settings = settings
+        self.processes = processes
         self.device = torch.device(device)
         self.feature_map = feature_map
         self.configuration = generator_configuration(artifact, settings)
+        self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
+        if self.schedule.images_per_batch < processes.count:
+            raise UsageError(
+                f"{processes.count} processes cannot share the {self.schedule.images_per_batch} images of a step: "
+                "start fewer, or choose a larger --batch-size"
+            )
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
+        # drawn alike in all processes, but for rounding on other hardware
+        processes.take_from_first_(list(self.generator.parameters()))
         self.average = AveragedModel(
             self.generator, multi_avg_fn=_warmed_up_average(settings.average_decay), use_buffers=True
         )
+        share_batch_norm(self.generator, processes)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
         self.targets = class_targets(artifact)
         noise_variance = float(np.median(self.targets.noise_variance))
@@ -158,9 +176,9 @@ class GeneratorTraining:
             metric=WithinClassMetric(feature_map.segments, ridge=settings.metric_ridge, noise_variance=noise_variance),
             mean_memory=settings.mean_memory,
             device=self.device,
+            processes=processes,
         )
         self.random = torch.Generator().manual_seed(settings.seed)
-        self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
         self.losses: list[float] = []
 
     @property
@@ -181,12 +199,18 @@ class GeneratorTraining:
         classes = self.schedule.next_classes(self.random).to(self.device)
         image_classes = classes.repeat_interleave(self.schedule.images_per_class)
         latents = torch.randn(len(image_classes), self.settings.latent_dimension, generator=self.random)
+        own = self.processes.share(len(image_classes))
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
-            images = self.generator(latents.to(self.device), image_classes)
+            images = self.generator(latents[own].to(self.device), image_classes[own])
             loss = self.objective.backward(
-                images, classes, self.feature_map, micro_batch_size=self.settings.micro_batch_size
+                images,
+                classes,
+                self.feature_map,
+                per_class=self.schedule.images_per_class,
+                micro_batch_size=self.settings.micro_batch_size,
             )
+        self.processes.sum_([p.grad for p in self.generator.parameters() if p.grad is not None])
         norm = float(nn.utils.clip_grad_norm_(self.generator.parameters(), self.settings.gradient_clip))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
@@ -214,7 +238,9 @@ class GeneratorTraining:
             self.targets.noise_variance,
             torch.cat(features).unflatten(0, (len(chosen), per_class)),
         )
-        self.objective.aim_at(means, error_variance=error_variance)
+        variance = means.new_tensor([error_variance], dtype=torch.float64)
+        self.processes.take_from_first_([means, variance])  # likewise
+        self.objective.aim_at(means, error_variance=float(variance))
 
     def averaged_generator(self) -> Generator:
         """Return the averaged generator itself, in evaluation mode, with averaged batch-norm statistics: a preview."""

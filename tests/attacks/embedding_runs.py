@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import math
 import os
 import signal
 import subprocess
@@ -152,6 +153,30 @@ def stages(action: Action) -> dict[str, Action]:
     }
 
 
+def keeping_stages(action: Action) -> dict[str, Action]:
+    """What plants `action` where sums are kept, which then happens after every batch."""
+    from dpmepf.artifacts import atomic_file
+    from dpmepf.embed import checkpoint, command
+
+    def often(kept: Any) -> None:
+        kept.interval_seconds, kept.largest_share = 0.0, math.inf
+
+    def planted(plant: Action) -> Action:
+        return lambda: (after(command, "place_checkpoint", often), plant())
+
+    return {
+        "after keeping sums": planted(lambda: after(checkpoint.Checkpoint, "save", action)),
+        "between writing and naming the sums": planted(
+            lambda: before(checkpoint, "write_atomically", lambda: after(atomic_file.os, "fsync", action))
+        ),
+        "between naming the sums and giving them their name": planted(
+            lambda: before(checkpoint, "write_atomically", lambda: before(atomic_file.Path, "replace", action))
+        ),
+        "with sums kept, before the artifact is written": planted(lambda: before(command, "write_artifact", action)),
+        "with sums kept, after the artifact is written": planted(lambda: after(command, "write_artifact", action)),
+    }
+
+
 def failures() -> dict[str, Action]:
     """Things that go wrong on their own, with private values in the text of the exception where there can be any."""
     import opendp.prelude as dp
@@ -229,8 +254,8 @@ def leaks() -> dict[str, Action]:
 
 
 def events() -> dict[str, Action]:
-    killed = {f"kill {stage}": plant for stage, plant in stages(kill).items()}
-    interrupted = {f"Ctrl-C {stage}": plant for stage, plant in stages(interrupt).items()}
+    killed = {f"kill {stage}": plant for stage, plant in (stages(kill) | keeping_stages(kill)).items()}
+    interrupted = {f"Ctrl-C {stage}": plant for stage, plant in (stages(interrupt) | keeping_stages(interrupt)).items()}
     return killed | interrupted | failures() | leaks() | {"": lambda: None}
 
 

@@ -4,6 +4,7 @@ and it is said once.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence(
     assert len(sentences) == (said is not None), finished.stderr
     assert said is None or said in sentences[0]
     assert "Released once" not in finished.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_kept_their_sums_go_on_and_leave_none(data: Path, tmp_path: Path) -> None:
+    def command(event: str) -> subprocess.CompletedProcess[str]:
+        return torchrun(
+            *(2, Path(__file__).with_name("embedding_process.py"), 1, event),
+            *("--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu"),
+            *("--output", tmp_path / "a.h5", "--checkpoint", tmp_path / "kept"),
+        )
+
+    assert command("kill after keeping sums").returncode != 0
+    assert sorted(tmp_path.glob("kept*")) == [tmp_path / "kept.0", tmp_path / "kept.1"]
+    assert not (tmp_path / "a.h5").exists()
+    finished = command("")
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "a.h5").exists()
+    assert list(tmp_path.glob("*kept*")) == []
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,28 @@ def test_a_record_beside_inner_class_folders_relabels_no_other_record(tmp_path: 
     save_image(tmp_path / "cat" / "new.png")
     after = open_images(tmp_path, classes=("cat", "dog")).labels
     assert np.abs(np.bincount(after, minlength=2) - np.bincount(before, minlength=2)).sum() == 1
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_a_folder_that_an_archive_lists_without_those_above_it_hides_nothing(tmp_path: Path, form: str) -> None:
+    """As `tar cf data.tar all/cat` does: an image in another folder of `all` decided whether the run succeeds."""
+    png = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(png, "PNG")
+    path = tmp_path / f"data.{form}"
+    for names in (["all/cat/1.png", "all/dog/2.png"], ["all/cat/1.png"]):
+        if form == "zip":
+            with zipfile.ZipFile(path, "w") as members:
+                members.writestr("all/cat/", b"")
+                for name in names:
+                    members.writestr(name, png.getvalue())
+        else:
+            with tarfile.open(path, "w") as archive:
+                for name in ("all/cat", *names):
+                    member = tarfile.TarInfo(name)
+                    member.type = tarfile.DIRTYPE if name == "all/cat" else tarfile.REGTYPE
+                    member.size = 0 if name == "all/cat" else len(png.getvalue())
+                    archive.addfile(member, io.BytesIO(png.getvalue()))
+        assert open_images(path, classes=("cat", "dog")).labels.tolist() == [0, 1][: len(names)]
 
 
 def test_removing_the_only_record_of_a_split_does_not_release_the_other_split(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import open_images
-from dpmepf.synthesize import labelling, public_images, sampling, training
+from dpmepf.synthesize import command, labelling, public_images, sampling, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 
@@ -206,6 +206,19 @@ def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path
     assert run(artifact, "--output", output, "--resume", "--steps", 4, "--samples", 2).exit_code == 0
     assert (output / "generator.safetensors").read_bytes() != weights
     assert len(json.loads((output / "run.json").read_text("utf-8"))["losses"]["every_step"]) == 4
+
+
+def test_ctrl_c_while_images_are_drawn_stops_and_resume_draws_them_again(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(command._Display, "images", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        result = run(artifact, "--output", output, *QUICK)
+    assert_one_sentence(result, 130, "stopped while drawing images", "--resume")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert run(artifact, "--output", output, "--resume", "--samples", 5, "--device", "cpu").exit_code == 0
+    assert {path.name for path in output.iterdir()} == FILES | {"images"}
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 BOUNDING = "unit/test_bounding.py"
 SUMMING = "unit/test_summing.py"
+CHECKPOINT = "unit/test_checkpoint.py"
+PIPELINE = "unit/test_pipeline.py"
 NEIGHBOURS = "property/test_neighbouring_datasets.py"
 PERSONS = "property/test_neighbouring_persons.py"
 NOISE = "unit/test_noise.py"
@@ -123,8 +125,8 @@ MUTANTS = [
     _mutant(
         "sums that were handed over stay, and can be released there too",
         "embed/summing.py",
-        "self._finish_person(totals)\n        return PartialSums(",
-        "self._finish_person(totals)\n        self._totals = totals\n        return PartialSums(",
+        "return self._part(totals, process=process)",
+        "self._totals = totals\n        return self._part(totals, process=process)",
         f"{SUMMING}::test_sums_that_were_handed_over_are_no_longer_where_they_came_from",
     ),
     _mutant(
@@ -189,6 +191,99 @@ MUTANTS = [
         "if self.non_negative and int(part.totals.min()) < 0:",
         "if False:",
         f"{SUMMING}::test_a_part_that_was_damaged_on_its_way_is_refused",
+    ),
+    # Sums that are kept
+    _mutant(
+        "what was kept changes with the sums: images after it are in it, and come again",
+        "embed/summing.py",
+        "self._part(totals.copy(), process=0)",
+        "self._part(totals, process=0)",
+        f"{SUMMING}::test_sums_go_on_after_they_were_kept_and_what_was_kept_stays_as_it_was",
+    ),
+    _mutant(
+        "sums that were kept are restored into sums that have images",
+        "embed/summing.py",
+        "if self._records or self._last_merged or part.process != 0:",
+        "if self._last_merged or part.process != 0:",
+        f"{SUMMING}::test_sums_that_were_kept_are_restored_once_and_before_anything_else",
+    ),
+    _mutant(
+        "sums that hold those of another process are kept, and those can come again",
+        "embed/summing.py",
+        "if self._last_merged:",
+        "if False:",
+        f"{SUMMING}::test_merged_sums_are_not_kept_as_they_could_be_merged_again",
+    ),
+    _mutant(
+        "a person is kept without being clipped",
+        "embed/summing.py",
+        "self._finish_person(totals)\n        part = self._part(",
+        "part = self._part(",
+        f"{SUMMING}::test_sums_that_were_kept_and_gone_on_from_are_those_of_an_uninterrupted_run",
+    ),
+    _mutant(
+        "the sums of other images are gone on from",
+        "embed/checkpoint.py",
+        'stored["fingerprint"].tobytes() != self._fingerprint',
+        "False",
+        f"{CHECKPOINT}::test_the_sums_of_another_run_are_refused_and_left_alone",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
+    ),
+    _mutant(
+        "images that changed places are gone on from, and one is summed twice",
+        "embed/pipeline.py",
+        "fingerprint + state_of_files(source)",
+        "fingerprint",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
+    ),
+    _mutant(
+        "the output is taken for sums that are kept, and deleted",
+        "embed/checkpoint_place.py",
+        "if any(other.is_relative_to(path) for other in real):",
+        "if file in taken:",
+        f"{CHECKPOINT}::test_a_file_that_is_something_else_is_refused_also_under_the_name_that_a_process_gives_it",
+    ),
+    _mutant(
+        "damaged sums are gone on from",
+        "embed/checkpoint.py",
+        'stored["digest"].tobytes() != _digest(header, stored["fingerprint"], totals)',
+        "False",
+        f"{CHECKPOINT}::test_every_flipped_bit_and_every_missing_end_is_noticed",
+    ),
+    _mutant(
+        "sums that another may have written are gone on from",
+        "embed/checkpoint.py",
+        "if found.st_uid != os.geteuid() or found.st_mode & _OTHERS:",
+        "if False:",
+        f"{CHECKPOINT}::test_a_file_that_others_may_touch_is_not_trusted",
+    ),
+    _mutant(
+        "others may read the sums",
+        "embed/checkpoint.py",
+        "force=True, mode=_OWNER_ONLY",
+        "force=True, mode=0o644",
+        f"{CHECKPOINT}::test_the_file_is_for_its_owner_only_also_where_it_replaces_another",
+    ),
+    _mutant(
+        "images are said to be done before they are summed",
+        "embed/pipeline.py",
+        "done=done + int(places[complete - 1]) + 1",
+        "done=done + int(places[-1]) + 1",
+        f"{PIPELINE}::test_a_run_that_goes_on_sums_every_image_once",
+    ),
+    _mutant(
+        "images that were summed come again",
+        "embed/pipeline.py",
+        "source.rearranged(np.arange(done, len(source))), owners[done:]",
+        "source, owners",
+        f"{PIPELINE}::test_a_run_that_goes_on_sums_every_image_once",
+    ),
+    _mutant(
+        "a person's images are kept in two parts, and clipped in each",
+        "embed/pipeline.py",
+        "ends = np.flatnonzero((following == places) | (owners[following] != owners[places]))",
+        "ends = np.arange(len(places))",
+        f"{PIPELINE}::test_a_run_that_goes_on_sums_every_image_once",
     ),
     # Persons
     _mutant(

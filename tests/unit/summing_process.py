@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpmepf.embed.distributed import Processes, ProcessesError, joined, launched_processes
+from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.persons import persons_from_folders
 from dpmepf.embed.pipeline import EmbedSettings, embed_share, sum_images
 from dpmepf.embed.release import mechanism_input
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.processes import ProcessesError
 from dpmepf.shared.schema import ImageSchema
 
 UNITS = ("one image", "one person")
@@ -53,7 +54,7 @@ def listening_addresses() -> set[str]:
 
 @joined()
 def main(data: str, folder: str) -> None:
-    processes = launched_processes()
+    processes = Processes.of_torchrun()
     assert processes is not None
     (Path(folder) / f"addresses {processes.rank}").write_text(" ".join(listening_addresses()))
     source = open_images(Path(data), classes=SCHEMA.classes)

@@ -20,7 +20,7 @@ from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register
 from dpmepf.embed import command
-from dpmepf.embed.distributed import Processes, joined, launched_processes
+from dpmepf.embed.distributed import Processes, joined
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.image_workers import usable_cores
@@ -96,7 +96,7 @@ def test_torchruns_one_process_is_as_any_and_joins_no_other(monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     before = signal.getsignal(signal.SIGTERM)
     with joined():
-        assert launched_processes() is None
+        assert Processes.of_torchrun() is None
         assert not torch.distributed.is_initialized()
         assert signal.getsignal(signal.SIGTERM) is before
 

@@ -1,20 +1,31 @@
 """Images to sums: the same bits for any order and any number of workers, whatever the encoder returns is bounded."""
 
+import io
 import math
+import os
+import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
 from dpmepf.embed import pipeline
+from dpmepf.embed.checkpoint import Checkpoint, CheckpointError
+from dpmepf.embed.fingerprint import run_fingerprint
 from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
-from dpmepf.embed.summing import ExactSums
+from dpmepf.embed.summing import ClassSums, ExactSums
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import ImageSource, open_images
@@ -199,7 +210,7 @@ def test_processes_tell_files_apart_whose_arrays_hold_other_pixels_in_the_same_p
     ]
     schema = infer_schema(sources[0])
     one, copy, reversed_ = (
-        pipeline._fingerprint(source, schema, StandInFeatures(), settings(), None)  # type: ignore[arg-type]
+        run_fingerprint(source, schema, StandInFeatures().description, settings(), None)  # type: ignore[arg-type]
         for source in sources
     )
     assert one == copy != reversed_
@@ -301,3 +312,148 @@ def test_an_encoder_whose_features_depend_on_place_or_company_is_refused_before_
 def test_an_image_that_is_alone_in_its_batch_has_no_company(source: ImageSource) -> None:
     expected = summed(source, StandInFeatures())
     assert np.array_equal(summed(source, StandInFeatures(company), batch_size=1).features > 0, expected.features > 0)
+
+
+# A run that is interrupted
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run while it reads images."""
+
+
+def interrupted(source: ImageSource, file: Path, after: int, **arguments: Any) -> None:
+    """Run until `after` images are embedded, with sums kept after every batch."""
+    seen = [0]
+
+    def stop(count: int) -> None:
+        seen[0] += count
+        if seen[0] >= after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        kept_sums(source, file, on_images=stop, **arguments)
+
+
+def kept_sums(source: ImageSource, file: Path, *, persons: np.ndarray | None = None, **arguments: Any) -> ClassSums:
+    on_images, on_unreadable = arguments.pop("on_images", None), arguments.pop("on_unreadable", None)
+    unit = ONE_IMAGE if persons is None else ONE_PERSON
+    return sum_images(
+        source,
+        schema=infer_schema(source),
+        feature_map=StandInFeatures(),  # type: ignore[arg-type]
+        settings=settings(unit_of_privacy=unit, **arguments),
+        persons=persons,
+        checkpoint=Checkpoint(path=file, interval_seconds=0.0, largest_share=math.inf),
+        on_images=on_images,
+        on_unreadable=on_unreadable,
+    )
+
+
+PERSONS = {
+    "by image": None,
+    "by person": np.repeat(np.arange(7), 3),
+    "persons all over": np.arange(21) % 4,
+    "one person": np.zeros(21, np.int64),
+}
+
+
+@pytest.mark.parametrize("persons", PERSONS.values(), ids=PERSONS)
+@pytest.mark.parametrize("ends", [(1,), (9,), (21,), (1, 9), (9, 9, 9)])
+def test_a_run_that_goes_on_sums_every_image_once(
+    tmp_path: Path, source: ImageSource, persons: np.ndarray | None, ends: tuple[int, ...]
+) -> None:
+    file = tmp_path / "kept"
+    for end in ends:
+        interrupted(source, file, end, persons=persons)
+    embedded: list[int] = []
+    gone_on = kept_sums(source, file, persons=persons, on_images=embedded.append).take()
+    whole = kept_sums(source, tmp_path / "other", persons=persons).take()
+    assert np.array_equal(gone_on.features, whole.features)
+    assert np.array_equal(gone_on.weighted_counts, whole.weighted_counts)
+    assert sum(embedded) == 21
+
+
+def test_a_run_goes_on_where_it_was_and_not_at_the_beginning(tmp_path: Path, source: ImageSource) -> None:
+    interrupted(source, tmp_path / "kept", 16)
+    embedded: list[int] = []
+    kept_sums(source, tmp_path / "kept", on_images=embedded.append)
+    assert embedded == [16, 5]
+
+
+def swap(data: Path) -> None:
+    """A summed image comes again at a place that is not done."""
+    (data / "00.png").rename(data / "x")
+    (data / "20.png").rename(data / "00.png")
+    (data / "x").rename(data / "20.png")
+
+
+def rewrite(data: Path) -> None:
+    content, found = (data / "03.png").read_bytes(), (data / "03.png").stat()
+    (data / "03.png").write_bytes(content)
+    os.utime(data / "03.png", ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image changes its name": lambda data: (data / "20.png").rename(data / "00b.png"),
+    "two images change places": swap,
+    "an image is missing": lambda data: (data / "03.png").unlink(),
+    "an image is written anew": rewrite,
+    "another folder of the same names": lambda data: (
+        data.rename(data.with_name("x")),
+        shutil.copytree(data.with_name("x"), data),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_run_goes_on_with_the_same_images_only(
+    tmp_path: Path, pixels: tuple[np.ndarray, np.ndarray], change: Callable[[Path], object]
+) -> None:
+    """Otherwise an image that was summed could come again at another place."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, image in enumerate(pixels[0]):
+        Image.fromarray(image).save(data / f"{number:02}.png")
+    interrupted(open_images(data), tmp_path / "kept", 16)
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept", epsilon=1.0)
+    change(data)
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(data), tmp_path / "kept")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "parquet"])
+def test_an_archive_that_was_packed_anew_is_another_run(
+    tmp_path: Path, form: str, pixels: tuple[np.ndarray, np.ndarray]
+) -> None:
+    images = [(f"{number:02}.png", image) for number, image in enumerate(pixels[0])]
+    file = tmp_path / f"data.{form}"
+    pack(file, images)
+    interrupted(open_images(file), tmp_path / "kept", 16)
+    kept_sums(open_images(file), tmp_path / "kept")
+    interrupted(open_images(file), tmp_path / "kept2", 16)
+    file.unlink()
+    pack(file, [(name, image) for (name, _), (_, image) in zip(images, images[::-1], strict=True)])
+    with pytest.raises(CheckpointError, match="another run"):
+        kept_sums(open_images(file), tmp_path / "kept2")
+
+
+def pack(file: Path, images: list[tuple[str, np.ndarray]]) -> None:
+    encoded = {}
+    for name, image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG", compress_level=0)  # all of one size
+        encoded[name] = stream.getvalue()
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in encoded.items():
+                archive.writestr(zipfile.ZipInfo(name), content)
+    elif file.suffix == ".tar":
+        with tarfile.open(file, "w") as tar:
+            for name, content in encoded.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    else:
+        table = pyarrow.table({"image": [{"bytes": content, "path": None} for content in encoded.values()]})
+        pyarrow.parquet.write_table(table, file)

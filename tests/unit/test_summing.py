@@ -449,3 +449,119 @@ def test_sums_by_person_without_their_persons_are_refused() -> None:
 def test_another_unit_of_privacy_is_refused() -> None:
     with pytest.raises(SummingError, match="allowed are one image and one person"):
         ClassSums(class_count=2, dimension=3, non_negative=True, unit_of_privacy="one household")
+
+
+# Sums that are kept, for the run to go on if it is interrupted
+
+
+@pytest.mark.parametrize("by_person", [False, True])
+@pytest.mark.parametrize("cuts", [(0,), (40,), (13, 13, 57), (101,)])
+def test_sums_that_were_kept_and_gone_on_from_are_those_of_an_uninterrupted_run(
+    by_person: bool, cuts: tuple[int, ...]
+) -> None:
+    features, labels = records(101)
+    persons = np.repeat(np.arange(26), 4)[:101]
+    persons[12], persons[56] = 3, 14  # of two persons the last image is cut off: they end where the run does
+    persons[13:16], persons[57:] = 4, np.repeat(np.arange(15, 26), 4)
+
+    def summed(*ends: int) -> tuple[list[int], list[int]]:
+        sums, begin = new_sums_of(by_person), 0
+        for end in (*ends, len(labels)):
+            sums.add(features[begin:end], labels[begin:end], persons[begin:end] if by_person else None)
+            if end < len(labels):
+                kept, sums = sums.checkpoint(), new_sums_of(by_person)
+                sums.restore(kept)
+            begin = end
+        taken = sums.take()
+        return taken.features.tolist(), taken.weighted_counts.tolist()
+
+    assert summed(*cuts) == summed()
+
+
+def new_sums_of(by_person: bool) -> ClassSums:
+    unit = "one person" if by_person else "one image"
+    return ClassSums(class_count=CLASSES, dimension=DIMENSION, non_negative=False, unit_of_privacy=unit)
+
+
+def test_sums_go_on_after_they_were_kept_and_what_was_kept_stays_as_it_was() -> None:
+    features, labels = records(20)
+    sums = new_sums()
+    sums.add(features[:10], labels[:10])
+    kept = sums.checkpoint()
+    before = kept.totals.copy()
+    sums.add(features[10:], labels[10:])
+    assert np.array_equal(kept.totals, before)
+    assert kept.images == 10
+    assert sums.take().weighted_counts.sum() == 20 * sums.count_weight
+
+
+def test_a_person_who_was_finished_to_be_kept_gets_no_more_images() -> None:
+    """They would be clipped twice, and count twice."""
+    features, labels = records(4)
+    sums = new_sums_of(True)
+    sums.add(features[:2], labels[:2], np.array([5, 6]))
+    kept = sums.checkpoint()
+    with pytest.raises(SummingError, match="in a row"):
+        sums.add(features[2:], labels[2:], np.array([6, 7]))
+    gone_on = new_sums_of(True)
+    gone_on.restore(kept)
+    for person in (5, 6):
+        with pytest.raises(SummingError, match="in a row"):
+            gone_on.add(features[2:3], labels[2:3], np.array([person]))
+
+
+def test_a_process_hands_over_whose_images_it_has_from_before_the_interruption() -> None:
+    features, labels = records(4)
+    sums = new_sums_of(True)
+    sums.add(features[:2], labels[:2], np.array([5, 6]))
+    gone_on = new_sums_of(True)
+    gone_on.restore(sums.checkpoint())
+    gone_on.add(features[2:], labels[2:], np.array([7, 8]))
+    part = gone_on.hand_over(process=1)
+    assert part.persons == (5, 8)
+    assert part.images == 4
+
+
+def test_sums_that_were_kept_are_restored_once_and_before_anything_else() -> None:
+    features, labels = records(4)
+    first = new_sums()
+    first.add(features, labels)
+    kept = first.checkpoint()
+    used = new_sums()
+    used.add(features, labels)
+    with pytest.raises(SummingError, match="without an image"):
+        used.restore(kept)
+    restored = new_sums()
+    restored.restore(kept)
+    with pytest.raises(SummingError, match="without an image"):
+        restored.restore(kept)
+    with pytest.raises(SummingError, match="in the order of processes"):
+        restored.merge(kept)
+    with pytest.raises(SummingError, match="without an image"):
+        new_sums().restore(first.hand_over(process=1))
+
+
+def test_merged_sums_are_not_kept_as_they_could_be_merged_again() -> None:
+    part = new_sums().hand_over(process=1)
+    sums = new_sums()
+    sums.merge(part)
+    with pytest.raises(SummingError, match="not kept"):
+        sums.checkpoint()
+    with pytest.raises(SummingError, match="without an image"):
+        sums.restore(new_sums().checkpoint())
+
+
+def test_sums_that_were_taken_are_not_kept() -> None:
+    sums = new_sums()
+    sums.take()
+    with pytest.raises(SummingError, match="released already"):
+        sums.checkpoint()
+
+
+def test_records_before_the_interruption_count_towards_the_limit() -> None:
+    sums = new_sums()
+    sums.add(*records(1))
+    full = new_sums()
+    full.restore(dataclasses.replace(sums.checkpoint(), images=full.max_records))
+    with pytest.raises(SummingError, match="64-bit"):
+        full.add(*records(1))

@@ -1,0 +1,51 @@
+"""Which code made a figure, and on which machine."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from dpmepf import shared
+from dpmepf.shared import __version__
+
+PACKAGES = ("shared", "artifacts", "embed", "synthesize")
+
+
+def version_of(*further: str) -> str:
+    """The code of a run: version, the last commit that changed it, and a hash of what is not committed, if anything.
+
+    Args:
+        further: files of the checkout besides the packages, relative to its root.
+    """
+    root = Path(shared.__file__).resolve().parents[1]  # of the packages that are imported, wherever this file lies
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments, "--", *PACKAGES, *further]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    try:
+        commit, difference = git("log", "-1", "--format=%h", "--abbrev=10").strip(), git("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):  # installed from a wheel
+        return __version__
+    changed = f"+{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else ""
+    return f"{__version__} {commit}{changed}"
+
+
+def machine() -> str:
+    """The processor or GPU, the number of threads, and PyTorch's version."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

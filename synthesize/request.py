@@ -1,0 +1,162 @@
+"""What a run of `dpmepf-synth` is asked for, and what it starts from: all is checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.hdf5_file import read_verified_artifact
+from dpmepf.artifacts.signature import load_verifying_key, verify_file
+from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map import FeatureMap, build_feature_map
+from dpmepf.shared.image_sources import ImageSource
+from dpmepf.shared.precision import autocast_dtype
+from dpmepf.synthesize import sampling
+from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint
+from dpmepf.synthesize.output_folder import OutputFolder
+from dpmepf.synthesize.parallel import TrainingProcesses
+from dpmepf.synthesize.public_images import open_public_images
+from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisRequest:
+    """What to make, from what, and where.
+
+    Fields:
+        artifact: HDF5 file of a release.
+        output: folder to create.
+        preset: row of the presets; None: the default, or with `resume` that of the run that goes on.
+        overrides: settings that differ from the preset's, by name.
+        image_format: `folder` (PNG files by class) or `npz`.
+        samples: number of images in all; None: as many as the released class sizes say.
+        relabel: correct the class that an image was drawn for where the class means say otherwise.
+        public: public images, of which those that look like a class take the place of generated ones; with `resume`
+            to be named again, as what to draw is no part of a checkpoint.
+        device: auto, cpu, cuda or cuda:N.
+        encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
+        verify_key: file of the public key whose signature the artifact has to bear; None: any artifact is taken.
+        resume: go on from a checkpoint at `output`, if there is one.
+        force: replace an earlier result at `output`.
+    """
+
+    artifact: Path
+    output: Path
+    preset: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    image_format: str = "folder"
+    samples: int | None = None
+    relabel: bool = True
+    public: Sequence[Path] = ()
+    device: str = "auto"
+    encoder_weights: Path | None = None
+    verify_key: Path | None = None
+    resume: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.force:
+            raise UsageError("--resume goes on with a run and --force begins it again: choose one")
+        if self.image_format not in sampling.FORMATS:
+            raise UsageError(f"--format is {self.image_format!r}, but has to be one of {', '.join(sampling.FORMATS)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """What a run starts from.
+
+    Fields:
+        artifact: the release.
+        sha256: of its file, in hexadecimal.
+        checkpoint: to go on from, if any.
+        public: sources of public images, by path.
+        device: of this process.
+        settings: of the training.
+        numbers: images of each class to draw.
+        feature_map: the one the artifact describes, on `device`.
+    """
+
+    artifact: Artifact
+    sha256: str
+    checkpoint: Checkpoint | None
+    public: Mapping[Path, ImageSource]
+    device: torch.device
+    settings: SynthesisSettings
+    numbers: tuple[int, ...]
+    feature_map: FeatureMap
+
+
+def prepare(request: SynthesisRequest, output: OutputFolder, processes: TrainingProcesses) -> PreparedRun:
+    """Read and check everything that `request` names; write nothing.
+
+    When this returns in one of several `processes`, all have read what they need of the output folder.
+
+    Raises:
+        DpmepfError: something cannot be used, or is not the same in all processes.
+    """
+    output.check(resume=request.resume, force=request.force)
+    artifact = read_verified_artifact(request.artifact)  # the report repeats its claim
+    if request.verify_key is not None:
+        verify_file(request.artifact, load_verifying_key(request.verify_key))
+    with request.artifact.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    checkpoint = _checkpoint(request, output, sha256)
+    if request.public and len(artifact.classes) == 1:
+        raise UsageError(
+            "--public chooses images by how they differ between classes, and there is but one: leave it out"
+        )
+    public = open_public_images(request.public)
+    device = processes.device(request.device)
+    settings = _settings(request, checkpoint, device)
+    run = PreparedRun(
+        artifact=artifact,
+        sha256=sha256,
+        checkpoint=checkpoint,
+        public=public,
+        device=device,
+        settings=settings,
+        numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
+        feature_map=build_feature_map(artifact.feature_map, weights_file=request.encoder_weights, device=device),
+    )
+    processes.require_same(_fingerprint(run))
+    return run
+
+
+def _fingerprint(run: PreparedRun) -> bytes:
+    """SHA-256 of what the processes of a training have to agree in."""
+    losses = run.checkpoint.state.get("losses") if run.checkpoint else None
+    parts = [run.sha256, run.settings.to_dict(), losses, run.device.type, torch.__version__]
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def _checkpoint(request: SynthesisRequest, output: OutputFolder, sha256: str) -> Checkpoint | None:
+    folder = output.checkpoint_folder() if request.resume else None
+    if folder is None:
+        return None
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.artifact_sha256 != sha256:
+        raise UsageError(f"the run in {folder} learned from another artifact: name that one, or begin with --force")
+    return checkpoint
+
+
+def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
+    """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
+    if checkpoint is None:
+        bfloat16 = autocast_dtype(device) is torch.bfloat16
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
+    asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
+    for name, value in asked.items():
+        stored = getattr(checkpoint.settings, name)
+        if name != "steps" and value != stored:
+            raise UsageError(
+                f"the run to resume has --{name.replace('_', '-')} {stored}, not {value}: leave the option out, or "
+                "begin again with --force"
+            )
+    return replace(checkpoint.settings, steps=asked.get("steps", checkpoint.settings.steps))

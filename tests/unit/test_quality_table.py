@@ -1,0 +1,115 @@
+"""The table of results says what the log says: each run once, each figure with its number of runs, nothing made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quality_log import append_to_log, distinct, key_of, read_log
+from quality_table import document
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    record = {
+        "data": "MNIST",
+        "method": "ours",
+        "relation": "add-or-remove-one",
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "seed": 0,
+        "settings": {"preset": "standard", "steps": 2160, "bfloat16": True},
+        "evaluation": "cnn, 1 seed",
+        "version": "0.1.0 abcdef0123",
+        "claims": {"add-or-remove-one": 1.0, "replace-one": 1.49},
+        "minutes": 6.0,
+        "accuracy": {"cnn": 0.968},
+        "fid": 1.5,
+        "kid": 0.0002,
+        "extractor": "builtin encoder, 512 features",
+        "machine": "a machine",
+    }
+    return record | changes
+
+
+def rows(text: str, start: str) -> list[list[str]]:
+    """Cells of the rows of any table whose first cell begins with `start`."""
+    lines = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith(f"| {start}")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def test_mean_deviation_and_number_of_runs_stand_in_the_column_of_their_epsilon() -> None:
+    text = document([run(), run(seed=1, accuracy={"cnn": 0.962}), run(epsilon=10.0)])
+    accuracy, *every = rows(text, "dpmepf (")
+    assert accuracy[1:] == ["add or remove", "Tiny ImageNet", "–", "96.5 ± 0.4 (n = 2)", "96.8 (n = 1)"]
+    assert [row[2:6] for row in every] == [["1", "1.49", "96.5 ± 0.4", "1.5"], ["10", "1.49", "96.8", "1.5"]]
+    assert [row[-3] for row in every] == ["2", "1"]
+    assert "3 runs are in it." in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"relation": "replace-one"},
+        {"version": "0.1.0 0123456789"},
+        {"settings": {"preset": "quick", "steps": 700, "bfloat16": True}},
+        {"delta": 1e-6},
+    ],
+)
+def test_runs_of_other_relations_code_settings_or_delta_are_not_averaged(change: dict[str, Any]) -> None:
+    text = document([run(), run(**change)])
+    assert len(rows(text, "dpmepf (")) == 4  # two in each table
+    assert "(n = 2)" not in text
+
+
+def test_scores_by_different_networks_stand_in_different_rows() -> None:
+    text = document([run(), run(seed=1, extractor="Inception v3 (torch-fidelity weights), 2048 features")])
+    assert [row[-4] for row in rows(text, "dpmepf (")[1:]] == ["6.0"] * 2
+    assert {row[-5] for row in rows(text, "dpmepf (")[1:]} == {
+        "builtin encoder",
+        "Inception v3 (torch-fidelity weights)",
+    }
+
+
+def test_the_dp_sgd_classifier_is_called_no_synthetic_set_and_has_one_relation() -> None:
+    settings = {"preset": "standard", "passes": 10, "batch_size": 1024}
+    lacking = dict.fromkeys(("fid", "kid", "extractor"))
+    text = document([run(method="dp-sgd", settings=settings, claims={"add-or-remove-one": 0.999}, **lacking)])
+    accuracy, every = rows(text, "DP-SGD classifier, no synthetic set")
+    assert accuracy[1:3] == ["add or remove", "none"]
+    assert every[3] == "–"
+    assert every[5:8] == ["–", "–", "–"]
+
+
+def test_published_figures_stand_where_their_epsilon_is_and_are_called_published() -> None:
+    text = document([])
+    mnist, cifar10 = rows(text, "PrivImage")
+    assert mnist[3:] == ["–", "94.0", "97.8"]
+    assert cifar10[3:] == ["–", "74.5", "78.4"]
+    assert text.index("**published**") < text.index("| PrivImage")
+    assert "Nothing is measured yet" in text
+
+
+def test_a_run_is_logged_and_read_as_it_was_and_counts_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    for record in (run(), run(seed=1), run(minutes=7.0)):
+        append_to_log(log, record)
+    assert read_log(log) == [run(), run(seed=1), run(minutes=7.0)]
+    assert distinct(read_log(log)) == [run(), run(seed=1)]
+    assert key_of(run()) == key_of(run(accuracy={}, machine="another"))
+
+
+def test_a_line_that_was_broken_off_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    append_to_log(log, run())
+    log.write_text(log.read_text("utf-8") + '{"data": "MN', "utf-8")
+    with pytest.raises(ValueError, match=r"line 2 of .* remove it"):
+        read_log(log)
+
+
+def test_the_results_in_the_documents_are_those_of_the_log() -> None:
+    assert (ROOT / "docs" / "RESULTS.md").read_text("utf-8") == document(
+        read_log(ROOT / "benchmarks" / "results.jsonl")
+    )
