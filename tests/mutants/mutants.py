@@ -86,6 +86,20 @@ MUTANTS = [
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
     ),
     _mutant(
+        "negative features are looked for in the first row only",
+        "embed/bounding.py",
+        "bounded.min() < 0:",
+        "bounded[0].min() < 0:",
+        f"{BOUNDING}::test_a_single_negative_coordinate_is_raised_wherever_it_is",
+    ),
+    _mutant(
+        "negative features of one step are not worth raising",
+        "embed/bounding.py",
+        "bounded.min() < 0:",
+        "bounded.min() < -1:",
+        f"{BOUNDING}::test_a_single_negative_coordinate_is_raised_wherever_it_is",
+    ),
+    _mutant(
         "a lattice on which a squared norm overflows is taken",
         "embed/bounding.py",
         "> 1 << MAX_NORM_BITS:",
@@ -106,6 +120,27 @@ MUTANTS = [
         "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",
         "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=False)",
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
+    ),
+    _mutant(
+        "parts of a batch overlap: records count twice",
+        "embed/summing.py",
+        "part = features[start : start + step]",
+        "part = features[max(start - 1, 0) : start + step]",
+        f"{SUMMING}::test_rows_are_bounded_and_summed_a_few_at_a_time_to_the_same_integers",
+    ),
+    _mutant(
+        "what a defect left half added can be released",
+        "embed/summing.py",
+        "for row, label, person in zip(self._bounded_rows(features)",
+        "self._totals = totals\n        for row, label, person in zip(self._bounded_rows(features)",
+        f"{SUMMING}::test_a_defect_that_is_found_when_some_rows_are_in_leaves_sums_that_are_not_released",
+    ),
+    _mutant(
+        "features that cannot be bounded are found out when the sums are changing",
+        "embed/summing.py",
+        "check_lattice(features, self.lattice_exponent)\n",
+        "pass\n",
+        f"{SUMMING}::test_features_that_cannot_be_bounded_are_refused_before_anything_changes",
     ),
     _mutant(
         "a record is counted twice",
