@@ -34,6 +34,7 @@ PRESETS = {
     "joint": ("joint", (1,)),
 }
 POOLING = 4
+SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
@@ -169,17 +170,16 @@ class FeatureMap(nn.Module):
             images: N×C×R×R, uint8 in 0..255 or float in [0, 1], C and R as described.
         Returns: N×D float32; the norm of every row is at most 1 up to float32 rounding.
         """
-        parts = []
         pooled = self._pooling_extractor(self._standardised(images))
+        vectors, scales = [], []
         for layer, share in zip(self.description.layers, self.description.layer_weights, strict=True):
-            scale = math.sqrt(share / len(self.description.moments))
-            for values in pooled[layer]:
-                vector = values.flatten(start_dim=1).float()
-                if self.description.normalisation == "per-layer":
-                    vector = functional.normalize(vector, dim=1, eps=1e-12)
-                parts.append(vector * scale)
-        joined = torch.cat(parts, dim=1)
-        return functional.normalize(joined, dim=1, eps=1e-12) if self.description.normalisation == "joint" else joined
+            vectors += [values.flatten(start_dim=1) for values in pooled[layer]]
+            scales += [math.sqrt(share / len(self.description.moments))] * len(self.description.moments)
+        if self.description.normalisation == "per-layer":
+            joined: Tensor = _JoinedUnits.apply(scales, *vectors)
+            return joined
+        parts = [vector.float() * scale for vector, scale in zip(vectors, scales, strict=True)]
+        return functional.normalize(torch.cat(parts, dim=1), dim=1, eps=SHORTEST)
 
     def _standardised(self, images: Tensor) -> Tensor:
         """What the encoder takes: N×3×R×R, channels last."""
@@ -218,9 +218,14 @@ class FeatureMap(nn.Module):
 def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, ...]) -> GraphModule:
     """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
 
-    All activations of a batch together take more memory than a cache has, several times the pooled ones.
+    All activations of a batch together take more memory than a cache has, several times the pooled ones. For the same
+    reason a ReLU takes the place of the convolution's output that nothing else reads.
     """
     graph = copy.deepcopy(extractor.graph)
+    modules = dict(extractor.named_modules())
+    for node in graph.nodes:
+        if isinstance(modules.get(str(node.target)), nn.ReLU) and _is_read_once(node.args[0], modules):
+            node.op, node.target, node.kwargs = "call_function", functional.relu, {"inplace": True}
     output = next(node for node in graph.nodes if node.op == "output")
     pooled: dict[str, Node] = {}
     for layer, activation in cast(dict[str, Node], output.args[0]).items():
@@ -228,6 +233,11 @@ def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, .
             pooled[layer] = graph.call_function(_pooled_moments, (activation, positions, moments))
     output.args = (pooled,)
     return GraphModule(extractor, graph)
+
+
+def _is_read_once(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is a convolution, whose gradient does not need its output, and only the one node takes that."""
+    return isinstance(modules.get(str(node.target)), nn.Conv2d) and len(node.users) == 1
 
 
 def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -272,3 +282,36 @@ class _BlockMean(torch.autograd.Function):
         rows, columns = context.block
         shared = (gradient / (rows * columns)).contiguous(memory_format=torch.channels_last)
         return functional.interpolate(shared, scale_factor=(rows, columns), mode="nearest"), None, None
+
+
+class _JoinedUnits(torch.autograd.Function):
+    """Vectors of each image, each at norm `scale`, one after another: float32 N×D from several N×D_i.
+
+    `functional.normalize` and `cat` give the same bits. Their gradient passes over all features eight times, one after
+    another too large for the cache, which took an eighth of a training step on a CPU; this one does twice.
+    """
+
+    @staticmethod
+    def forward(context: Any, scales: list[float], *vectors: Tensor) -> Tensor:
+        sizes = [vector.shape[1] for vector in vectors]
+        joined = vectors[0].new_empty(len(vectors[0]), sum(sizes), dtype=torch.float32)
+        norms = []
+        for part, vector, scale in zip(joined.split(sizes, dim=1), vectors, scales, strict=True):
+            exact = vector.float()
+            norms.append(exact.norm(dim=1, keepdim=True).clamp_min_(SHORTEST))
+            torch.div(exact, norms[-1], out=part).mul_(scale)
+        context.scales, context.sizes, context.dtypes = scales, sizes, [vector.dtype for vector in vectors]
+        context.save_for_backward(joined, *norms)
+        return joined
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        joined, *norms = context.saved_tensors
+        parts = zip(joined.split(context.sizes, dim=1), gradient.split(context.sizes, dim=1), norms, strict=True)
+        gradients: list[Tensor | None] = [None]
+        for (unit, part, norm), scale, dtype in zip(parts, context.scales, context.dtypes, strict=True):
+            with torch.autocast(part.device.type, enabled=False):  # a training step's bfloat16 is too coarse for it
+                along = torch.linalg.vecdot(unit, part)[:, None] / (scale * norm)  # what would only change the norm
+            along.masked_fill_(norm <= SHORTEST, 0)
+            gradients.append(torch.addcmul(part * (scale / norm), unit, along, value=-1).to(dtype))
+        return tuple(gradients)

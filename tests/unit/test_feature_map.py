@@ -16,7 +16,10 @@ from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, file_sh
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
+    SHORTEST,
+    _JoinedUnits,
     _pool,
+    _pooling_early,
     build_feature_map,
     describe_feature_map,
 )
@@ -113,6 +116,51 @@ def test_pooling_where_an_activation_is_computed_changes_no_bit(preset: str, res
     for layer, activation in feature_map._activations(batch):
         expected = [_pool(activation if moment == 1 else activation.square(), 4) for moment in description.moments]
         assert all(torch.equal(*pair) for pair in zip(found[layer], expected, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joined_units_are_normalised_vectors_bit_by_bit_with_their_gradient(dtype: torch.dtype, autocast: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    vectors = [torch.rand(6, size, generator=random).to(dtype) for size in (40, 64, 128)]
+    vectors[1][2], vectors[2][3] = 0, 1e-20
+    scales = [0.3, 0.5, 0.2]
+    for vector in vectors:
+        vector.requires_grad_()
+    units = [torch.nn.functional.normalize(vector.float(), dim=1, eps=SHORTEST) for vector in vectors]
+    expected = torch.cat([unit * scale for unit, scale in zip(units, scales, strict=True)], dim=1)
+    gradient = torch.randn(expected.shape, generator=random)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = _JoinedUnits.apply(scales, *vectors)
+        gradients = torch.autograd.grad(found, vectors, gradient)
+    assert torch.equal(found, expected)
+    for one, other in zip(gradients, torch.autograd.grad(expected, vectors, gradient), strict=True):
+        assert one.dtype == other.dtype == dtype
+        assert torch.allclose(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+            self.relu1, self.relu2 = torch.nn.ReLU(), torch.nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            twice = self.first(x)
+            return self.relu2(self.second(self.relu1(twice) + twice))
+
+    traced = torch.fx.symbolic_trace(Encoder().eval())
+    nodes = {str(node.target): node for node in traced.graph.nodes}
+    traced.graph.output({"relu1": nodes["relu1"], "relu2": nodes["relu2"]})
+    traced.graph.erase_node(next(node for node in traced.graph.nodes if node.op == "output"))
+    traced.recompile()
+    batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = traced(batch)
+    pooling = _pooling_early(traced, 4, (1,))
+    assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
+    for layer, (found,) in pooling(batch).items():
+        assert torch.equal(found, _pool(expected[layer], 4))
 
 
 def test_description_survives_json_unchanged() -> None:
