@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tables import Part, Target
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-from tables import Part, Target  # noqa: E402
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 
 LETTERS = {"embed": "(a)", "release": "(b)", "synth": "(c)", "scaling": "(d)"}
 ABSENT = "the whole command on MNIST"

@@ -24,6 +24,7 @@ ONE_CLASS_COUNT = 10
 RELEASE_DIMENSION = 960
 SIGMA = 1e6
 ADDED_AT_A_TIME = 256
+FULL = 1_000_000
 
 
 def measure(sizes: Sizes, report: Callable[[str], None]) -> Iterator[Part]:
@@ -57,6 +58,8 @@ def _records(sizes: Sizes, report: Callable[[str], None]) -> Part:
     compared = f"{most:,} against {next_smaller:,} records"
     part.add(f"{compared}: cost per record", "ratio", per_record[-1] / per_record[-2], LINEAR)
     part.add(f"{compared}: peak memory", "ratio", peaks[-1] / peaks[-2], CONSTANT)
+    if most < FULL:
+        part.notes.append(f"Up to {most:,} records; --full goes on to {FULL:,}.")
     growth = (peaks[-1] - peaks[-2]) * 2**20 / (most - next_smaller)
     part.notes.append(f"Peak memory grows by {growth:,.0f} bytes a record here; an image has {28 * 28}.")
     return part
