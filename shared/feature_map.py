@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, EncoderWeightsError, load_encoder
+from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription, FeatureMapError
 
@@ -98,7 +97,7 @@ def describe_feature_map(
 def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     """Names of the model's activation functions in the order of computation, without the built-in encoder's head."""
     modules = dict(model.named_modules())
-    nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
+    nodes = _node_names(model)
     layers = tuple(
         node
         for node in nodes
@@ -144,7 +143,7 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.description = description
         try:
-            extractor = create_feature_extractor(encoder.eval(), return_nodes=list(description.layers)).eval()
+            extractor = _traced(encoder.eval(), description.layers).eval()
         except ValueError as error:
             raise FeatureMapError(
                 f"the encoder {description.encoder} lacks a layer that the feature map names"
@@ -213,6 +212,37 @@ class FeatureMap(nn.Module):
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
         return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+
+
+def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
+    """The encoder up to the last of `layers`, which returns a dictionary of their activations.
+
+    torchvision's tracer knows every encoder, but importing it takes as long as importing torch; the built-in encoder's
+    own modules are named alike by both.
+    """
+    if isinstance(encoder, BuiltinEncoder):
+        graph = symbolic_trace(encoder).graph
+        nodes = {str(node.target): node for node in reversed(graph.nodes) if node.op == "call_module"}
+        if nodes.keys() >= set(layers):
+            next(node for node in graph.nodes if node.op == "output").args = (
+                {layer: nodes[layer] for layer in layers},
+            )
+            graph.eliminate_dead_code()
+            traced = GraphModule(encoder, graph)
+            traced.delete_all_unused_submodules()
+            return traced
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return cast(GraphModule, create_feature_extractor(encoder, return_nodes=list(layers)))
+
+
+def _node_names(model: nn.Module) -> list[str]:
+    """Names of what the model computes in evaluation mode, in order."""
+    if isinstance(model, BuiltinEncoder):
+        return [str(node.target) for node in symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    return cast(list[str], get_graph_node_names(model, suppress_diff_warning=True)[1])
 
 
 def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, ...]) -> GraphModule:

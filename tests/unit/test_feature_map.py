@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
+from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
@@ -20,6 +22,7 @@ from dpmepf.shared.feature_map import (
     _JoinedUnits,
     _pool,
     _pooling_early,
+    _traced,
     build_feature_map,
     describe_feature_map,
 )
@@ -161,6 +164,22 @@ def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
     assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
     for layer, (found,) in pooling(batch).items():
         assert torch.equal(found, _pool(expected[layer], 4))
+
+
+def test_the_built_in_encoder_is_traced_as_torchvision_would_without_importing_it() -> None:
+    encoder, _ = load_encoder(BUILTIN)
+    description = describe_feature_map(resolution=28, channels=3)
+    layers = (*description.layers, "pool")
+    found, expected = _traced(encoder, layers), create_feature_extractor(encoder, return_nodes=list(layers)).eval()
+    batch = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    for layer, activation in expected(batch).items():
+        assert torch.equal(found(batch)[layer], activation)
+    assert [name for name, _ in found.named_parameters()] == [name for name, _ in expected.named_parameters()]
+    code = (
+        "import sys, dpmepf.embed.command, dpmepf.synthesize.command as _; from dpmepf.shared.feature_map import *; "
+        "build_feature_map(describe_feature_map(resolution=28, channels=1)); sys.exit('torchvision' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
 def test_description_survives_json_unchanged() -> None:
