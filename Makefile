@@ -15,8 +15,9 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow --timeout 3600
 
+# 15 to 25 minutes; make bench BENCH="--only synth" for one part, BENCH=--full for 1,000,000 records too.
 bench: $(VENV)/.installed
-	$(RUN) benchmarks/embedding_throughput.py
+	$(RUN) benchmarks/speed/bench.py $(BENCH)
 
 # Many hours: 72 runs. Those in the log are not made again, so it may be stopped and begun again; then the table.
 QUALITY := $(RUN) benchmarks/synthesis_quality.py

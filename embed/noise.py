@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import numpy.typing as npt
-import opendp.prelude as dp
+from opendp import measurements  # not opendp.prelude: it loads scikit-learn and scipy.stats, a second at every start
+from opendp.domains import atom_domain, vector_domain
+from opendp.metrics import l2_distance
+from opendp.mod import enable_features
 
 from dpmepf.artifacts.ledger import LARGEST_SIGMA
 from dpmepf.shared.errors import DpmepfError
@@ -63,9 +66,9 @@ def add_discrete_gaussian_noise(
 
 def _noisy_chunk(values: npt.NDArray[np.int64], sigma: float) -> npt.NDArray[np.int64]:
     try:
-        dp.enable_features("contrib")
-        space = dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64")
-        mechanism = dp.m.make_gaussian(*space, scale=sigma)
+        enable_features("contrib")
+        space = vector_domain(atom_domain(T="i64")), l2_distance(T="f64")
+        mechanism = measurements.make_gaussian(*space, scale=sigma)
         noisy = np.asarray(mechanism(values), dtype=np.int64)
     except Exception as error:
         # `from None`: the library's own text could quote a value.

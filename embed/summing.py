@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNITS
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent, record_norm_squared
-from dpmepf.embed.bounding import bound_records, clip_contribution
+from dpmepf.embed.bounding import bound_records, check_lattice, clip_contribution, rows_at_a_time
 from dpmepf.shared.errors import DpmepfError
 
 SUM_BITS = 62  # sums stay within ±2^62, which leaves noise a bit of int64 to itself
@@ -119,12 +120,12 @@ class ClassSums:
         try:
             labels = self._checked_labels(features, labels)
             owners = self._checked_persons(persons, count=len(labels))
-            bounded = bound_records(features, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
+            check_lattice(features, self.lattice_exponent)
             self._reserve(len(labels))
         except DpmepfError:  # nothing has changed
             self._totals = totals
             raise
-        for row, label, person in zip(bounded, labels.tolist(), owners, strict=True):
+        for row, label, person in zip(self._bounded_rows(features), labels.tolist(), owners, strict=True):
             if person is None:
                 target = totals[label]
             else:
@@ -227,6 +228,13 @@ class ClassSums:
             self._person = part.persons[1]
         totals += part.totals
         self._totals = totals
+
+    def _bounded_rows(self, features: npt.NDArray[np.floating]) -> Iterator[npt.NDArray[np.int64]]:
+        """Each row of `features`, bounded: as many at a time as stay in the cache until they are summed."""
+        step = rows_at_a_time(self.dimension)
+        for start in range(0, len(features), step):
+            part = features[start : start + step]
+            yield from bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)
 
     def _finish_person(self, totals: npt.NDArray[np.int64]) -> None:
         """Clip what the current person adds, all classes together, and add it to the totals."""

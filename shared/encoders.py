@@ -6,17 +6,17 @@ An encoder is public: it has seen no private image, and nothing it returns is tr
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlparse
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights, list_models
 
 from dpmepf.shared.errors import DpmepfError, UsageError
 
@@ -69,7 +69,8 @@ def _convolutions(channels: int, width: int, *, count: int) -> nn.Sequential:
 
 def encoder_names() -> tuple[str, ...]:
     """The names `load_encoder` takes: `builtin` and torchvision's image classifiers."""
-    return (BUILTIN, *(name for name in list_models(module=torchvision.models) if not name.startswith("quantized")))
+    models = _torchvision_models()
+    return (BUILTIN, *(name for name in models.list_models(module=models) if not name.startswith("quantized")))
 
 
 def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module, str]:
@@ -83,14 +84,14 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
         UsageError: the name is unknown.
         EncoderWeightsError: the weights are missing, cannot be read, or do not fit the encoder.
     """
-    if name not in encoder_names():
+    if name != BUILTIN and name not in encoder_names():
         raise UsageError(
             f"unknown encoder {name!r}: choose {BUILTIN} or a torchvision classifier such as vgg19 or resnet18"
         )
     file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
     if not file.is_file():
         raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
-    encoder = BuiltinEncoder() if name == BUILTIN else get_model(name, weights=None, **_quiet_arguments(name))
+    encoder = BuiltinEncoder() if name == BUILTIN else _torchvision_model(name)
     try:
         state = (
             load_file(file)
@@ -125,14 +126,21 @@ def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict
     return {**state, **counters}
 
 
-def _quiet_arguments(name: str) -> dict[str, bool]:
-    """Skip initialisations that are thrown away at once; torchvision warns about two models otherwise."""
-    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+def _torchvision_models() -> ModuleType:
+    """torchvision.models, imported where it is needed: it takes as long as torch itself."""
+    return importlib.import_module("torchvision.models")
+
+
+def _torchvision_model(name: str) -> nn.Module:
+    # Skip initialisations that are thrown away at once; torchvision warns about two models otherwise.
+    quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = _torchvision_models().get_model(name, weights=None, **quiet)
+    return model
 
 
 def _torchvision_weights_file(name: str) -> Path:
     """The cached file of torchvision's default weights, downloaded when it is not there yet."""
-    url = get_model_weights(name)["DEFAULT"].url
+    url = _torchvision_models().get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if file.is_file():
         return file

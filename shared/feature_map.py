@@ -6,6 +6,7 @@ most p×p positions, flattened, normalised and joined with public weights; optio
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping
@@ -14,12 +15,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, EncoderWeightsError, load_encoder
+from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription, FeatureMapError
 
@@ -33,6 +33,7 @@ PRESETS = {
     "joint": ("joint", (1,)),
 }
 POOLING = 4
+SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
@@ -96,7 +97,7 @@ def describe_feature_map(
 def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     """Names of the model's activation functions in the order of computation, without the built-in encoder's head."""
     modules = dict(model.named_modules())
-    nodes = get_graph_node_names(model, suppress_diff_warning=True)[1]
+    nodes = _node_names(model)
     layers = tuple(
         node
         for node in nodes
@@ -142,13 +143,14 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.description = description
         try:
-            extractor = create_feature_extractor(encoder.eval(), return_nodes=list(description.layers)).eval()
+            extractor = _traced(encoder.eval(), description.layers).eval()
         except ValueError as error:
             raise FeatureMapError(
                 f"the encoder {description.encoder} lacks a layer that the feature map names"
             ) from error
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
+        self._pooling_extractor = _pooling_early(self.extractor, description.pooling, description.moments)
         self.requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
@@ -167,25 +169,28 @@ class FeatureMap(nn.Module):
             images: N×C×R×R, uint8 in 0..255 or float in [0, 1], C and R as described.
         Returns: N×D float32; the norm of every row is at most 1 up to float32 rounding.
         """
-        parts = []
-        for (_, activation), share in zip(self._activations(images), self.description.layer_weights, strict=True):
-            scale = math.sqrt(share / len(self.description.moments))
-            for moment in self.description.moments:
-                values = activation if moment == 1 else activation.square()
-                vector = _pool(values, self.description.pooling).flatten(start_dim=1).float()
-                if self.description.normalisation == "per-layer":
-                    vector = functional.normalize(vector, dim=1, eps=1e-12)
-                parts.append(vector * scale)
-        joined = torch.cat(parts, dim=1)
-        return functional.normalize(joined, dim=1, eps=1e-12) if self.description.normalisation == "joint" else joined
+        pooled = self._pooling_extractor(self._standardised(images))
+        vectors, scales = [], []
+        for layer, share in zip(self.description.layers, self.description.layer_weights, strict=True):
+            vectors += [values.flatten(start_dim=1) for values in pooled[layer]]
+            scales += [math.sqrt(share / len(self.description.moments))] * len(self.description.moments)
+        if self.description.normalisation == "per-layer":
+            joined: Tensor = _JoinedUnits.apply(scales, *vectors)
+            return joined
+        parts = [vector.float() * scale for vector, scale in zip(vectors, scales, strict=True)]
+        return functional.normalize(torch.cat(parts, dim=1), dim=1, eps=SHORTEST)
 
-    def _activations(self, images: Tensor) -> list[tuple[str, Tensor]]:
+    def _standardised(self, images: Tensor) -> Tensor:
+        """What the encoder takes: N×3×R×R, channels last."""
         channels, side = self.description.channels, self.description.resolution
         if images.shape[1:] != (channels, side, side):
             raise FeatureMapError(f"images of shape {tuple(images.shape[1:])} do not fit {channels}×{side}×{side}")
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels.expand(-1, 3, -1, -1) - self.pixel_mean) / self.pixel_std
-        found = self.extractor(pixels.contiguous(memory_format=torch.channels_last))
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _activations(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        found = self.extractor(self._standardised(images))
         return [(layer, found[layer]) for layer in self.description.layers]
 
     def _measure(self) -> tuple[tuple[Segment, ...], bool]:
@@ -207,6 +212,66 @@ class FeatureMap(nn.Module):
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
         return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+
+
+def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
+    """The encoder up to the last of `layers`, which returns a dictionary of their activations.
+
+    torchvision's tracer knows every encoder, but importing it takes as long as importing torch; the built-in encoder's
+    own modules are named alike by both.
+    """
+    if isinstance(encoder, BuiltinEncoder):
+        graph = symbolic_trace(encoder).graph
+        nodes = {str(node.target): node for node in reversed(graph.nodes) if node.op == "call_module"}
+        if nodes.keys() >= set(layers):
+            next(node for node in graph.nodes if node.op == "output").args = (
+                {layer: nodes[layer] for layer in layers},
+            )
+            graph.eliminate_dead_code()
+            traced = GraphModule(encoder, graph)
+            traced.delete_all_unused_submodules()
+            return traced
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    return cast(GraphModule, create_feature_extractor(encoder, return_nodes=list(layers)))
+
+
+def _node_names(model: nn.Module) -> list[str]:
+    """Names of what the model computes in evaluation mode, in order."""
+    if isinstance(model, BuiltinEncoder):
+        return [str(node.target) for node in symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    from torchvision.models.feature_extraction import get_graph_node_names
+
+    return cast(list[str], get_graph_node_names(model, suppress_diff_warning=True)[1])
+
+
+def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, ...]) -> GraphModule:
+    """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
+
+    All activations of a batch together take more memory than a cache has, several times the pooled ones. For the same
+    reason a ReLU takes the place of the convolution's output that nothing else reads.
+    """
+    graph = copy.deepcopy(extractor.graph)
+    modules = dict(extractor.named_modules())
+    for node in graph.nodes:
+        if isinstance(modules.get(str(node.target)), nn.ReLU) and _is_read_once(node.args[0], modules):
+            node.op, node.target, node.kwargs = "call_function", functional.relu, {"inplace": True}
+    output = next(node for node in graph.nodes if node.op == "output")
+    pooled: dict[str, Node] = {}
+    for layer, activation in cast(dict[str, Node], output.args[0]).items():
+        with graph.inserting_after(activation):
+            pooled[layer] = graph.call_function(_pooled_moments, (activation, positions, moments))
+    output.args = (pooled,)
+    return GraphModule(extractor, graph)
+
+
+def _is_read_once(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node is a convolution, whose gradient does not need its output, and only the one node takes that."""
+    return isinstance(modules.get(str(node.target)), nn.Conv2d) and len(node.users) == 1
+
+
+def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
+    return tuple(_pool(activation if moment == 1 else activation.square(), positions) for moment in moments)
 
 
 def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
@@ -247,3 +312,36 @@ class _BlockMean(torch.autograd.Function):
         rows, columns = context.block
         shared = (gradient / (rows * columns)).contiguous(memory_format=torch.channels_last)
         return functional.interpolate(shared, scale_factor=(rows, columns), mode="nearest"), None, None
+
+
+class _JoinedUnits(torch.autograd.Function):
+    """Vectors of each image, each at norm `scale`, one after another: float32 N×D from several N×D_i.
+
+    `functional.normalize` and `cat` give the same bits. Their gradient passes over all features eight times, one after
+    another too large for the cache, which took an eighth of a training step on a CPU; this one does twice.
+    """
+
+    @staticmethod
+    def forward(context: Any, scales: list[float], *vectors: Tensor) -> Tensor:
+        sizes = [vector.shape[1] for vector in vectors]
+        joined = vectors[0].new_empty(len(vectors[0]), sum(sizes), dtype=torch.float32)
+        norms = []
+        for part, vector, scale in zip(joined.split(sizes, dim=1), vectors, scales, strict=True):
+            exact = vector.float()
+            norms.append(exact.norm(dim=1, keepdim=True).clamp_min_(SHORTEST))
+            torch.div(exact, norms[-1], out=part).mul_(scale)
+        context.scales, context.sizes, context.dtypes = scales, sizes, [vector.dtype for vector in vectors]
+        context.save_for_backward(joined, *norms)
+        return joined
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        joined, *norms = context.saved_tensors
+        parts = zip(joined.split(context.sizes, dim=1), gradient.split(context.sizes, dim=1), norms, strict=True)
+        gradients: list[Tensor | None] = [None]
+        for (unit, part, norm), scale, dtype in zip(parts, context.scales, context.dtypes, strict=True):
+            with torch.autocast(part.device.type, enabled=False):  # a training step's bfloat16 is too coarse for it
+                along = torch.linalg.vecdot(unit, part)[:, None] / (scale * norm)  # what would only change the norm
+            along.masked_fill_(norm <= SHORTEST, 0)
+            gradients.append(torch.addcmul(part * (scale / norm), unit, along, value=-1).to(dtype))
+        return tuple(gradients)

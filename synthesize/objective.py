@@ -104,12 +104,13 @@ class MeanEmbeddingObjective:
                 self.metric.learn(summed, sums / per_class, per_class)
 
         def gradient(features: Tensor, part: slice) -> Tensor:
-            return self._gradient(features, sums[slots[part]], classes[slots[part]], per_class, len(classes))
+            return torch.addcmul(pulls[slots[part]], self._measured(features), own_shares[slots[part]], value=-1)
 
         if micro_batch_size is None or micro_batch_size >= len(images):
             features = features_of(images).float()
             accumulate(features.detach(), slice(None))
             finish_sums()
+            pulls, own_shares = self._class_gradients(classes, sums, per_class)
             features.backward(gradient(features.detach(), slice(None)))
         else:
             leaf = images.detach()
@@ -118,6 +119,7 @@ class MeanEmbeddingObjective:
                 for part in parts:
                     accumulate(features_of(leaf[part]).float(), part)
             finish_sums()
+            pulls, own_shares = self._class_gradients(classes, sums, per_class)
             image_gradient = torch.empty_like(leaf)
             for part in parts:
                 part_images = leaf[part].requires_grad_()
@@ -158,17 +160,24 @@ class MeanEmbeddingObjective:
             self.remembered_means.copy_(state["remembered_means"])
             self.remembered.copy_(state["remembered"])
 
-    def _gradient(self, features: Tensor, sums: Tensor, classes: Tensor, per_class: int, class_count: int) -> Tensor:
-        """Gradient with respect to features N×D of images of `classes` (N), whose features sum to `sums` (N×D)."""
+    def _class_gradients(self, classes: Tensor, sums: Tensor, per_class: int) -> tuple[Tensor, Tensor]:
+        """What the gradients of `classes` (K) have in common, from sums of features K×D.
+
+        Returns: K×D and K×1, of which an image with features φ has the gradient first − second · Aφ.
+        """
         # With one image of a class there are no others, and no unbiased estimate of the repulsion: attraction alone.
-        repulsion = (sums - features) / max(per_class - 1, 1)
+        own_shares = sums.new_full((len(classes), 1), 1 / max(per_class - 1, 1))
+        repulsion = sums * own_shares
         if self.remembered_means is not None:
             memory = self.mean_memory if per_class > 1 else 1.0
             share = (self.remembered[classes] * memory)[:, None]
             repulsion = torch.lerp(repulsion, self.remembered_means[classes], share)
-        scale = 2.0 / (per_class * class_count) * self.class_weights[classes][:, None]
-        residual = repulsion - self.aim[classes]
-        return scale * (residual if self.metric is None else self.metric.apply(residual))
+            own_shares *= 1 - share
+        scale = 2.0 / (per_class * len(classes)) * self.class_weights[classes][:, None]
+        return scale * self._measured(repulsion - self.aim[classes]), scale * own_shares
+
+    def _measured(self, vectors: Tensor) -> Tensor:
+        return vectors if self.metric is None else self.metric.apply(vectors)
 
     def _loss(self, classes: Tensor, means: Tensor, squares: Tensor, per_class: int) -> float:
         released = self.released[classes]

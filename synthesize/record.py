@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.merged_ledger import MergedLedger
@@ -86,7 +86,7 @@ def run_record(
             "dpmepf": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": metadata.version("torchvision"),
             "numpy": np.__version__,
         },
         "generator": {

@@ -84,6 +84,15 @@ def test_non_negative_features_have_no_negative_coordinate_left() -> None:
     assert all(0 < squared <= 4**EXPONENT for squared in squared_norms(rows))
 
 
+@pytest.mark.parametrize("place", [(0, 0), (2, 3), (4, 6)])
+def test_a_single_negative_coordinate_is_raised_wherever_it_is(place: tuple[int, int]) -> None:
+    features = np.full((5, 7), 0.25)
+    features[place] = -1.5 / 2**20  # one lattice unit below zero
+    rows = bound(features, exponent=20, non_negative=True)
+    assert rows[place] == 0
+    assert (np.delete(rows.ravel(), place[0] * 7 + place[1]) == 2**18).all()
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     features = normalised(40)
     features[3] *= 1e9

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,15 @@ import torch
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
+from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
+    SHORTEST,
+    _JoinedUnits,
     _pool,
+    _pooling_early,
+    _traced,
     build_feature_map,
     describe_feature_map,
 )
@@ -101,6 +107,79 @@ def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in feature_map.modules())
     for layer, activation in feature_map._activations(batch):
         assert torch.allclose(activation, expected[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("resolution", [28, 32])
+def test_pooling_where_an_activation_is_computed_changes_no_bit(preset: str, resolution: int) -> None:
+    description = describe_feature_map(preset=preset, resolution=resolution, channels=3)
+    feature_map = build_feature_map(description)
+    batch = images(3, 3, resolution)
+    found = feature_map._pooling_extractor(feature_map._standardised(batch))
+    for layer, activation in feature_map._activations(batch):
+        expected = [_pool(activation if moment == 1 else activation.square(), 4) for moment in description.moments]
+        assert all(torch.equal(*pair) for pair in zip(found[layer], expected, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joined_units_are_normalised_vectors_bit_by_bit_with_their_gradient(dtype: torch.dtype, autocast: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    vectors = [torch.rand(6, size, generator=random).to(dtype) for size in (40, 64, 128)]
+    vectors[1][2], vectors[2][3] = 0, 1e-20
+    scales = [0.3, 0.5, 0.2]
+    for vector in vectors:
+        vector.requires_grad_()
+    units = [torch.nn.functional.normalize(vector.float(), dim=1, eps=SHORTEST) for vector in vectors]
+    expected = torch.cat([unit * scale for unit, scale in zip(units, scales, strict=True)], dim=1)
+    gradient = torch.randn(expected.shape, generator=random)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = _JoinedUnits.apply(scales, *vectors)
+        gradients = torch.autograd.grad(found, vectors, gradient)
+    assert torch.equal(found, expected)
+    for one, other in zip(gradients, torch.autograd.grad(expected, vectors, gradient), strict=True):
+        assert one.dtype == other.dtype == dtype
+        assert torch.allclose(one, other, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+            self.relu1, self.relu2 = torch.nn.ReLU(), torch.nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            twice = self.first(x)
+            return self.relu2(self.second(self.relu1(twice) + twice))
+
+    traced = torch.fx.symbolic_trace(Encoder().eval())
+    nodes = {str(node.target): node for node in traced.graph.nodes}
+    traced.graph.output({"relu1": nodes["relu1"], "relu2": nodes["relu2"]})
+    traced.graph.erase_node(next(node for node in traced.graph.nodes if node.op == "output"))
+    traced.recompile()
+    batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = traced(batch)
+    pooling = _pooling_early(traced, 4, (1,))
+    assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
+    for layer, (found,) in pooling(batch).items():
+        assert torch.equal(found, _pool(expected[layer], 4))
+
+
+def test_the_built_in_encoder_is_traced_as_torchvision_would_without_importing_it() -> None:
+    encoder, _ = load_encoder(BUILTIN)
+    description = describe_feature_map(resolution=28, channels=3)
+    layers = (*description.layers, "pool")
+    found, expected = _traced(encoder, layers), create_feature_extractor(encoder, return_nodes=list(layers)).eval()
+    batch = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    for layer, activation in expected(batch).items():
+        assert torch.equal(found(batch)[layer], activation)
+    assert [name for name, _ in found.named_parameters()] == [name for name, _ in expected.named_parameters()]
+    code = (
+        "import sys, dpmepf.embed.command, dpmepf.synthesize.command as _; from dpmepf.shared.feature_map import *; "
+        "build_feature_map(describe_feature_map(resolution=28, channels=1)); sys.exit('torchvision' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
 def test_description_survives_json_unchanged() -> None:

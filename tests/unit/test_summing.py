@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dpmepf.artifacts.sensitivity import lattice_exponent
-from dpmepf.embed import summing
-from dpmepf.embed.bounding import bound_records
+from dpmepf.embed import bounding, summing
+from dpmepf.embed.bounding import BoundingError, bound_records
 from dpmepf.embed.summing import ClassSums, PartialSums, SummingError
 
 CLASSES, DIMENSION = 4, 37
@@ -292,6 +292,44 @@ def test_what_is_refused_leaves_the_sums_as_they_were() -> None:
         with pytest.raises(SummingError):
             sums.add(features, wrong)
     assert np.array_equal(sums.take().features, expected.take().features)
+
+
+def test_features_that_cannot_be_bounded_are_refused_before_anything_changes() -> None:
+    features, labels = records(3)
+    sums = new_sums()
+    with pytest.raises(BoundingError, match="NumPy array of float16, float32 or float64"):
+        sums.add(np.rint(features).astype(np.int64), labels)  # type: ignore[arg-type]
+    assert not sums.take().weighted_counts.any()
+
+
+def test_rows_are_bounded_and_summed_a_few_at_a_time_to_the_same_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = records(50)
+    features[7] *= 100
+    expected, found = new_sums(), new_sums()
+    expected.add(features, labels)
+    monkeypatch.setattr(bounding, "CHUNK_VALUES", 3 * DIMENSION)
+    found.add(features, labels)
+    assert np.array_equal(found.take().features, expected.take().features)
+
+
+def test_a_defect_that_is_found_when_some_rows_are_in_leaves_sums_that_are_not_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def defective_at_the_second_call(features: np.ndarray, **parameters: object) -> np.ndarray:
+        calls.append(len(features))
+        if len(calls) == 2:
+            raise BoundingError("nothing was released")
+        return bound_records(features, **parameters)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bounding, "CHUNK_VALUES", 2 * DIMENSION)
+    monkeypatch.setattr(summing, "bound_records", defective_at_the_second_call)
+    sums = new_sums()
+    with pytest.raises(BoundingError):
+        sums.add(*records(5))
+    assert calls == [2, 2]
+    assert_unusable(sums)
 
 
 def test_what_is_promised_of_the_records_cannot_be_changed_afterwards() -> None:

@@ -1,0 +1,186 @@
+"""(a) Embedding: images/s against the bare forward pass, and against decoding alone; peak memory; the whole command."""
+
+from __future__ import annotations
+
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from dpmepf_way import float_class_sums, float_noise
+from encoders_at_hand import bare_forward, feature_map_of
+from measuring import alternately, ratios, run_child, run_script, seconds_of
+from sizes import Sizes
+from synthetic_sets import CLASSES, FORMS, synthetic_images, write_set
+from tables import Part, Target
+from torch import Tensor
+
+from dpmepf.embed import pipeline
+from dpmepf.embed.pipeline import EmbedSettings, sum_images
+from dpmepf.shared.feature_map import FeatureMap
+from dpmepf.shared.image_loading import iterate_batches, load_all
+from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.schema import ImageSchema
+
+LEAST_OF_BARE = 0.8
+LEAST_OF_DECODING = 0.9
+MOST_MIB = 1536.0
+MOST_OF_BARE_TIME = 1 / LEAST_OF_BARE  # of the whole command on MNIST, start-up and noise included
+
+Report = Callable[[str], None]
+
+
+def measure(sizes: Sizes, report: Report) -> Iterator[Part]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for encoder, side, count in sizes.embed_cases:
+            report(f"embed: {encoder}, {side} pixels, {count:,} images")
+            images = synthetic_images(count, side)
+            data = {form: write_set(form, folder / encoder / str(side) / form, images) for form in FORMS}
+            part = _rates(encoder, side, images, data, sizes)
+            _memory(part, encoder, data, folder / "artifact.h5", sizes)
+            yield part
+    report("embed: the whole command on MNIST")
+    yield _mnist(sizes)
+
+
+def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], sizes: Sizes) -> Part:
+    """Steady rates: start-up, the check of independence and the release are fixed costs, and not in them."""
+    feature_map = feature_map_of(encoder, side)
+    in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    labels = torch.arange(len(images)) % CLASSES
+    sources = {form: open_images(path, public=True) for form, path in data.items()}
+    sides: dict[str, Callable[[], float]] = {"bare": lambda: _bare_rate(feature_map, in_memory, sizes.batch)}
+    for form, source in sources.items():
+        sides[f"{form} decoding"] = lambda source=source: _decoding_rate(source, side, sizes.batch)
+        sides[form] = lambda source=source: _embedding_rate(source, feature_map, sizes.batch)
+    sides["DP-MEPF's way"] = lambda: _float_rate(feature_map, in_memory, labels, sizes.batch)
+    _warm_up(feature_map, in_memory[: sizes.batch])
+    figures = alternately(sides, sizes.repeats)
+    part = Part(title=f"(a) embed: {encoder}, {side} pixels, RGB, {len(images):,} images, batch {sizes.batch}")
+    part.add("bare forward, in memory", "images/s", figures["bare"])
+    for form in FORMS:
+        part.add(f"{form}: decoding alone", "images/s", figures[f"{form} decoding"])
+        part.add(f"{form}: embed", "images/s", figures[form])
+        of_bare, of_decoding = ratios(figures, form, "bare"), ratios(figures, form, f"{form} decoding")
+        decoding_limits = np.median(figures[f"{form} decoding"]) < np.median(figures["bare"])
+        if decoding_limits:
+            part.add(f"{form}: embed / bare", "ratio", of_bare)
+            part.add(f"{form}: embed / decoding", "ratio", of_decoding, Target(at_least=LEAST_OF_DECODING))
+        else:
+            part.add(f"{form}: embed / bare", "ratio", of_bare, Target(at_least=LEAST_OF_BARE))
+    part.add("DP-MEPF's way (ours, by description), in memory", "images/s", figures["DP-MEPF's way"])
+    part.add("IDX: embed / DP-MEPF's way", "ratio", ratios(figures, "IDX", "DP-MEPF's way"))
+    with torch.inference_mode():
+        schema = _schema(sources["IDX"], side)
+        settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch)
+        check = seconds_of(lambda: pipeline._check_independence(feature_map, schema, settings))
+    part.add("fixed cost: check of independence", "s", check)
+    part.notes.append(
+        "Decoding and encoder share the cores: where there are few, decoding slows the encoder down before it limits. "
+        "Peaks are without decoding processes."
+    )
+    return part
+
+
+def _warm_up(feature_map: FeatureMap, images: Tensor) -> None:
+    with torch.inference_mode():
+        bare_forward(feature_map, images)
+
+
+def _bare_rate(feature_map: FeatureMap, images: Tensor, batch: int) -> float:
+    with torch.inference_mode():
+        start = time.perf_counter()
+        for part in images.split(batch):
+            bare_forward(feature_map, part)
+        return len(images) / (time.perf_counter() - start)
+
+
+def _float_rate(feature_map: FeatureMap, images: Tensor, labels: Tensor, batch: int) -> float:
+    with torch.inference_mode():
+        start = time.perf_counter()
+        sums = float_class_sums(feature_map, images, labels, classes=CLASSES, batch=batch)
+        float_noise(sums, noise_multiplier=2.0)
+        return len(images) / (time.perf_counter() - start)
+
+
+def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
+    """From the first batch to the last, so that starting the workers does not count."""
+    batches = iterate_batches(source, resolution=side, channels=3, batch_size=batch)
+    return _rate((len(labels), time.perf_counter()) for _, labels in batches)
+
+
+def _embedding_rate(source: ImageSource, feature_map: FeatureMap, batch: int) -> float:
+    finished: list[tuple[int, float]] = []
+    with mock.patch.object(pipeline, "_check_independence"):  # a fixed cost, which has a row of its own
+        sum_images(
+            source,
+            schema=_schema(source, feature_map.description.resolution),
+            feature_map=feature_map,
+            settings=EmbedSettings(epsilon=2.0, batch_size=batch),
+            on_images=lambda count: finished.append((count, time.perf_counter())),
+        )
+    return _rate(finished)
+
+
+def _rate(finished: Iterable[tuple[int, float]]) -> float:
+    """Images/s of pairs (images, when), all but the first."""
+    (_, begin), *others = finished
+    return sum(count for count, _ in others) / max(others[-1][1] - begin, 1e-9)
+
+
+def _schema(source: ImageSource, side: int) -> ImageSchema:
+    return ImageSchema(classes=source.classes, resolution=side, channels=3, inferred=())
+
+
+def _memory(part: Part, encoder: str, data: dict[str, Path], output: Path, sizes: Sizes) -> None:
+    """Peak of a whole run in a process of its own, without its decoding workers."""
+    for form, path in data.items():
+        if (encoder, form) not in sizes.memory_cases:
+            continue
+        found = run_script(
+            "embed_child.py",
+            data=path,
+            encoder=encoder,
+            batch=sizes.batch,
+            threads=torch.get_num_threads(),
+            output=output,
+        )
+        target = Target(at_most=MOST_MIB) if encoder == "builtin" else None
+        part.add(f"{form}: peak memory of a whole run", "MiB", found["peak_mib"], target)
+
+
+def _mnist(sizes: Sizes) -> Part:
+    part = Part(title="(a) embed: the whole command on MNIST, against the bare forward pass of the same images")
+    if not sizes.mnist.exists():
+        part.notes.append(f"Not measured: {sizes.mnist} is not on this machine; --mnist names another place.")
+        return part
+    source = open_images(sizes.mnist, public=True)
+    images, _ = load_all(source, resolution=28, channels=1)
+    feature_map = feature_map_of("builtin", 28, 1)
+    command = Path(sysconfig.get_path("scripts")) / "dpmepf-embed"
+    peaks: list[float] = []
+
+    def whole_command() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["--eps", 2, "--output", Path(folder) / "artifact.h5", "--resolution", 28, "--channels", 1]
+            seconds, peak, _ = run_child([command, "--data", sizes.mnist, *options])
+        peaks.append(peak)
+        return seconds
+
+    _warm_up(feature_map, images[: sizes.batch])
+    figures = alternately(
+        {"command": whole_command, "bare": lambda: len(images) / _bare_rate(feature_map, images, sizes.batch)},
+        sizes.repeats,
+    )
+    part.add("dpmepf-embed: from start to artifact", "s", figures["command"])
+    part.add("bare forward", "s", figures["bare"])
+    part.add("time ratio", "ratio", ratios(figures, "command", "bare"), Target(at_most=MOST_OF_BARE_TIME))
+    part.add("peak memory", "MiB", peaks, Target(at_most=MOST_MIB))
+    part.notes.append(f"{len(images):,} images. Both sides keep freed memory, as the command does for itself.")
+    return part

@@ -1,0 +1,43 @@
+"""Feature maps to measure with: the built-in one, and torchvision's with random weights, which need no download."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model
+
+from dpmepf.shared import feature_map as feature_maps
+from dpmepf.shared.encoders import BUILTIN
+from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
+from dpmepf.shared.feature_map_description import FeatureMapDescription
+
+
+def feature_map_of(encoder: str, side: int, channels: int = 3, preset: str = "default") -> FeatureMap:
+    """φ with the packaged weights, or, on a torchvision encoder, with random ones: they compute as fast as any."""
+    if encoder == BUILTIN:
+        return build_feature_map(describe_feature_map(resolution=side, channels=channels, preset=preset))
+    model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
+    layers = feature_maps._activation_layers(model, encoder)
+    normalisation, moments = feature_maps.PRESETS[preset]
+    description = FeatureMapDescription(
+        preset=preset,
+        encoder=encoder,
+        weights_sha256="0" * 64,
+        layers=layers,
+        pooling=feature_maps.POOLING,
+        normalisation=normalisation,
+        moments=moments,
+        layer_weights=(1 / len(layers),) * len(layers),
+        resolution=side,
+        channels=channels,
+        pixel_mean=feature_maps.IMAGENET_MEAN,
+        pixel_std=feature_maps.IMAGENET_STD,
+    )
+    return FeatureMap(description, model).to(memory_format=torch.channels_last)
+
+
+def bare_forward(feature_map: FeatureMap, images: Tensor) -> dict[str, Tensor]:
+    """The encoder's forward pass and nothing else: the activations of uint8 N×C×R×R images, batch norm folded."""
+    pixels = (images.float() / 255).expand(-1, 3, -1, -1)
+    found: dict[str, Tensor] = feature_map.extractor(pixels.contiguous(memory_format=torch.channels_last))
+    return found

@@ -1,0 +1,94 @@
+"""Measuring: sides that alternate in one run, and the peak memory of a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+_POLL_SECONDS = 0.02
+_MIB = 1 << 20
+
+
+def alternately(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Measure every side `repeats` times, in turns, so that a machine whose speed drifts treats all alike."""
+    figures: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            figures[name].append(side())
+    return figures
+
+
+def ratios(figures: Mapping[str, list[float]], above: str, below: str) -> list[float]:
+    """Of the two sides' figures of the same turn."""
+    return [a / b for a, b in zip(figures[above], figures[below], strict=True)]
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_of_process(pid: int | str = "self") -> int:
+    """VmHWM of a process in bytes, 0 once it has ended; Linux only.
+
+    Unlike `ru_maxrss` it is the program's own: that of a child begins with the size of whoever started it.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    except OSError:
+        return 0
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else 0
+
+
+def run_child(command: list[object]) -> tuple[float, float, str]:
+    """Run a command: its wall-clock seconds, its peak memory in MiB and what it wrote to stdout.
+
+    The peak is the kernel's own high-water mark, read often: what grows in the last hundredth of a second may be
+    missed. Processes that the command starts itself (its decoding workers) are not counted.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    peak = 0
+    while True:
+        try:
+            output, errors = process.communicate(timeout=_POLL_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            peak = max(peak, peak_of_process(process.pid))
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode(errors='replace')}")
+    return seconds, peak / _MIB, output.decode()
+
+
+def run_script(name: str, **arguments: object) -> dict[str, float]:
+    """Run a script beside this one in a process of its own; it prints one JSON object, to which its peak is added."""
+    script = Path(__file__).with_name(name)
+    seconds, peak, output = run_child([sys.executable, script, json.dumps(arguments, default=str)])
+    return {"seconds": seconds, "peak_mib": peak, **json.loads(output)}
+
+
+def machine() -> str:
+    """Processor, threads and versions, for the head of every table."""
+    names = [line for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")]
+    processor = names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{processor}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _lines_of(path: str) -> list[str]:
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except OSError:
+        return []
