@@ -6,10 +6,10 @@ features of equal covariance: the class whose mean is nearest in the within-clas
 The Elements of Statistical Learning, section 4.3). Where it agrees with the class that was asked for, the image keeps
 that; where it finds that class improbable, the image gets the nearest; what lies between is left out.
 
-The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many of
-them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the two
-seldom differ, much of what would be corrected is the classifier's own error, and every image keeps its class
-(`corrects`). Whether that is so shows in generated images alone.
+The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many
+of them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the
+two seldom differ, much of what would be corrected is the classifier's own error, and every image keeps its class
+(`corrects`). Generated images alone tell how often they differ.
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. `shrunken_means` combines the two by their errors (empirical Bayes, as James and Stein 1961).
@@ -78,8 +78,8 @@ class MeanDiscriminant:
     def calibrate(self, scores: Tensor, classes: Tensor) -> None:
         """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
 
-        Also find how often the nearest class is not the one of `classes`. Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty.
+        Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
+        far too much certainty. Also find how often the nearest class is not the one of `classes`.
         """
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
