@@ -49,14 +49,15 @@ def _objective(batch: int, micro_batch: int | None) -> tuple[Callable[[], None],
         metric=WithinClassMetric(feature_map.segments, ridge=0.3, noise_variance=1e-9),
     )
     classes = torch.arange(CLASSES)
-    pixels = torch.rand(batch // CLASSES * CLASSES, 3, SIDE, SIDE)
+    shape = batch // CLASSES * CLASSES, 3, SIDE, SIDE
     colour = torch.zeros(1, 3, 1, 1, requires_grad=True)  # in place of a generator
 
     def work() -> None:
+        images = torch.rand(shape).add_(colour)  # once in memory, as those of a generator are
         with autocast("cpu"):
-            objective.backward(pixels + colour, classes, feature_map, micro_batch_size=micro_batch)
+            objective.backward(images, classes, feature_map, micro_batch_size=micro_batch)
 
-    return work, len(pixels)
+    return work, shape[0]
 
 
 def _whole_step(batch: int, micro_batch: int | None) -> tuple[Callable[[], None], int]:
