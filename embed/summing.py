@@ -259,6 +259,7 @@ class ClassSums:
     def _checked_labels(
         self, features: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
     ) -> npt.NDArray[np.int64]:
+        labels = np.asarray(labels)  # without a mask, which would hide labels from these checks
         if features.ndim != 2 or features.shape[1] != self.dimension:
             raise SummingError(f"features must be a matrix with {self.dimension} columns, the dimension of the sums")
         if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
@@ -273,6 +274,7 @@ class ClassSums:
             if persons is not None:
                 raise SummingError("persons were given, but the unit of privacy is one image")
             return [None] * count
+        persons = None if persons is None else np.asarray(persons)
         if persons is None or persons.shape != (count,) or persons.dtype.kind not in "iu":
             raise SummingError("persons must be integers, one for each image, where the unit of privacy is one person")
         numbers: list[int] = persons.tolist()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
@@ -335,6 +336,7 @@ class _JoinedUnits(torch.autograd.Function):
         return joined
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         joined, *norms = context.saved_tensors
         parts = zip(joined.split(context.sizes, dim=1), gradient.split(context.sizes, dim=1), norms, strict=True)

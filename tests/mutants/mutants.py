@@ -115,6 +115,13 @@ MUTANTS = [
         f"{NEIGHBOURS}::test_no_pair_of_worst_records_exceeds_the_stated_sensitivity",
     ),
     _mutant(
+        "labels behind a mask are not checked, and stand for every class",
+        "embed/summing.py",
+        "labels = np.asarray(labels)",
+        "labels = labels",
+        f"{SUMMING}::test_a_mask_hides_no_label_from_the_checks",
+    ),
+    _mutant(
         "records are not held to the signs that the ledger states",
         "embed/summing.py",
         "bound_records(part, lattice_exponent=self.lattice_exponent, non_negative=self.non_negative)",

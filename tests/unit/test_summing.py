@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpmepf.artifacts.ledger import ONE_PERSON, UNITS
 from dpmepf.artifacts.sensitivity import lattice_exponent
 from dpmepf.embed import bounding, summing
 from dpmepf.embed.bounding import BoundingError, bound_records
@@ -89,6 +90,26 @@ def test_unsigned_labels_are_counted_as_well() -> None:
     sums = new_sums()
     sums.add(features, labels.astype(np.uint8))
     assert sums.take().weighted_counts.sum() == 5 * sums.count_weight
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_mask_hides_no_label_from_the_checks(unit: str) -> None:
+    """A hidden label would be None, which stands for every class: one image would be in the sums of all."""
+    features = np.zeros((2, DIMENSION), dtype=np.float32)
+    features[:, 0] = 1
+    persons = np.arange(2) if unit == ONE_PERSON else None
+    sums, plain = (
+        ClassSums(class_count=3, dimension=DIMENSION, non_negative=True, unit_of_privacy=unit) for _ in range(2)
+    )
+    sums.add(features, np.ma.array([0, 1], mask=[False, True]), persons)
+    plain.add(features, np.array([0, 1]), persons)
+    taken, expected = sums.take(), plain.take()
+    assert np.array_equal(taken.features, expected.features)
+    assert np.array_equal(taken.weighted_counts, expected.weighted_counts)
+    with pytest.raises(SummingError, match="outside 0 to 2"):
+        ClassSums(class_count=3, dimension=DIMENSION, non_negative=True).add(
+            features, np.ma.array([0, 9], mask=[False, True])
+        )
 
 
 def test_sums_are_handed_over_once() -> None:
