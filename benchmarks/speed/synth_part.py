@@ -25,17 +25,17 @@ LEAST_OF_BARE = 0.85
 MOST_OF_SMALL_COST = 1.4
 MOST_OF_SMALL_MEMORY = 1.1
 RECORDS_PER_CLASS = 5_000
+SIDE = 32
 WARM_UP_STEPS = 6  # beyond them the metric is inverted every 20th step only
 
 
 def measure(sizes: Sizes, report: Callable[[str], None]) -> list[Part]:
     parts = []
-    for side in (32,):
-        feature_map = feature_map_of("builtin", side)
-        artifact = artifact_of(feature_map)
-        for batch in sizes.synth_batches:
-            report(f"synth: {side} pixels, batch {batch}")
-            parts.append(_steps(artifact, feature_map, side, settings_for(batch_size=batch), sizes))
+    feature_map = feature_map_of("builtin", SIDE)
+    artifact = artifact_of(feature_map)
+    for batch in sizes.synth_batches:
+        report(f"synth: {SIDE} pixels, batch {batch}")
+        parts.append(_steps(artifact, feature_map, SIDE, settings_for(batch_size=batch), sizes))
     report(f"synth: batch {sizes.large_batch:,} in two passes")
     parts.append(_two_passes(sizes))
     return parts
