@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := shared artifacts embed synthesize
 
-.PHONY: demo test test-slow bench bench-quality bundle lint format clean
+.PHONY: demo test test-slow bench bench-quality bench-choices bundle lint format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/demo.py
@@ -27,6 +27,13 @@ bench-quality: $(VENV)/.installed
 	$(QUALITY) --data ../shared/data/MNIST $(RUNS)
 	$(QUALITY) --data ../shared/data/cifar10.zip $(RUNS)
 	$(QUALITY) --table benchmarks/results.jsonl > docs/RESULTS.md
+
+# What should be released? Some three minutes for each of 84 runs; as bench-quality, it may be stopped and begun again.
+CHOICES := $(RUN) benchmarks/release_choices.py --log benchmarks/choices.jsonl
+bench-choices: $(VENV)/.installed
+	$(CHOICES) --data ../shared/data/cifar10.zip
+	$(CHOICES) --data ../shared/data/MNIST
+	$(CHOICES) --table > docs/CHOICES.md
 
 # For a machine like this one, without a network: no environment is needed to make it. PYTHON and INDEX may be given.
 bundle:

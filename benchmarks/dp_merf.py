@@ -20,19 +20,16 @@ import math
 from pathlib import Path
 
 import torch
+from baseline_set import draw_set, release_and_train
 from torch import Tensor, nn
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.embed.pipeline import EmbedSettings, embed_images
 from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import infer_schema
-from dpmepf.synthesize.pictures import preview_images, write_preview
-from dpmepf.synthesize.sampling import NPZ_FILE, draw_images, images_per_class, write_npz
 from dpmepf.synthesize.settings import SynthesisSettings
-from dpmepf.synthesize.training import train_generator
 
 DIMENSION = 10_000  # D, the default of the authors' code
 SQUARED_BANDWIDTH_PER_VALUE = 105 / 784
@@ -105,15 +102,14 @@ def write_dp_merf_set(
     feature_map = RandomFourierFeatures(
         resolution=schema.resolution, channels=schema.channels, seed=settings.seed, dimension=dimension
     ).to(device)
-    release = embed_images(
+    release, generator = release_and_train(
         source,
+        settings,
         schema=schema,
         feature_map=feature_map,
-        settings=EmbedSettings(epsilon=epsilon, delta=delta, relation=relation, device=str(device)),
+        epsilon=epsilon,
+        delta=delta,
+        relation=relation,
+        device=str(device),
     )
-    generator = train_generator(release, feature_map, settings, device=device).generator
-    numbers = images_per_class(release.counts())
-    shape = (sum(numbers), schema.channels, schema.resolution, schema.resolution)
-    write_npz(folder, draw_images(generator, numbers, seed=settings.seed), release.classes, shape)
-    write_preview(folder, preview_images(generator), release.classes)
-    return folder / NPZ_FILE, release
+    return draw_set(folder, release, generator, seed=settings.seed), release

@@ -76,7 +76,7 @@ def accuracy_table(data: str, runs: Sequence[Record]) -> str:
             figures = [method.accuracy[data].get(epsilon) for epsilon in epsilons]
             cells = [NOTHING if figure is None else f"{figure:.1f}" for figure in figures]
             rows.append([method.name, method.relation, method.public, *cells])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def runs_table(runs: Sequence[Record]) -> str:
@@ -92,18 +92,18 @@ def runs_table(runs: Sequence[Record]) -> str:
                 _name(first),
                 RELATIONS[first["relation"]],
                 f"{first['epsilon']:g}",
-                _spread([run["claims"].get(other) for run in of_row], "{:.3g}"),
+                spread([run["claims"].get(other) for run in of_row], "{:.3g}"),
                 *(_accuracy(of_row, name) for name in classifiers),
-                _spread([run.get("fid") for run in of_row], "{:.3g}"),
-                _spread([run.get("kid") for run in of_row], "{:.4f}"),
+                spread([run.get("fid") for run in of_row], "{:.3g}"),
+                spread([run.get("kid") for run in of_row], "{:.4f}"),
                 (first.get("extractor") or NOTHING).partition(",")[0],
-                _spread([run["minutes"] for run in of_row], "{:.1f}"),
+                spread([run["minutes"] for run in of_row], "{:.1f}"),
                 str(len(of_row)),
                 "; ".join(sorted({run["machine"] for run in of_row})),
                 first["version"],
             ]
         )
-    return _markdown([*head, "machine", "code"], rows)
+    return markdown([*head, "machine", "code"], rows)
 
 
 def _row_of(run: Record) -> tuple[object, ...]:
@@ -137,19 +137,19 @@ def _public(run: Record) -> str:
 
 
 def _accuracy(runs: Sequence[Record], classifier: str, *, numbered: bool = False) -> str:
-    figure = _spread([run["accuracy"].get(classifier) for run in runs], "{:.1f}", factor=100)
+    figure = spread([run["accuracy"].get(classifier) for run in runs], "{:.1f}", factor=100)
     return f"{figure} (n = {len(runs)})" if numbered and figure != NOTHING else figure
 
 
-def _spread(values: Sequence[float | None], form: str, *, factor: float = 1.0) -> str:
+def spread(values: Sequence[float | None], form: str, *, factor: float = 1.0) -> str:
     """Mean ± sample standard deviation; the mean alone where all are the same; a dash where one is missing."""
     known = [factor * value for value in values if value is not None]
     if not known or len(known) < len(values):
         return NOTHING
-    spread = f" ± {form.format(statistics.stdev(known))}" if len(set(known)) > 1 else ""
-    return form.format(statistics.fmean(known)) + spread
+    deviation = f" ± {form.format(statistics.stdev(known))}" if len(set(known)) > 1 else ""
+    return form.format(statistics.fmean(known)) + deviation
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -27,13 +27,29 @@ from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, Feature
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# preset: (normalisation, moments)
-PRESETS = {
-    "default": ("per-layer", (1,)),
-    "two-moments": ("per-layer", (1, 2)),
-    "joint": ("joint", (1,)),
-}
 POOLING = 4
+UNPOOLED = 512  # the most positions that a description may name
+
+
+class Preset(NamedTuple):
+    """A feature map but for encoder and images; fields as in `FeatureMapDescription`.
+
+    spatial: only activations that have positions, not those of a classifier's fully connected layers.
+    """
+
+    normalisation: str
+    moments: tuple[int, ...]
+    pooling: int = POOLING
+    spatial: bool = False
+
+
+PRESETS = {
+    "default": Preset("per-layer", (1,)),
+    "two-moments": Preset("per-layer", (1, 2)),
+    "joint": Preset("joint", (1,)),
+    # Harder et al. (2023), of vgg19: all 16 of its convolutional layers, 303,104 activations of a 32-pixel image
+    "dp-mepf": Preset("joint", (1, 2), pooling=UNPOOLED, spatial=True),
+}
 SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
@@ -65,7 +81,7 @@ def describe_feature_map(
     channels: int,
     weights_file: Path | None = None,
 ) -> FeatureMapDescription:
-    """Describe a named preset on an encoder; every ReLU-like activation counts as a layer.
+    """Describe a named preset on an encoder; every ReLU-like activation counts as a layer, if the preset takes it.
 
     Raises: UsageError for an unknown preset or encoder or an unsupported size; EncoderWeightsError without weights.
     """
@@ -77,16 +93,18 @@ def describe_feature_map(
         raise UsageError(f"{channels} channels are not supported: choose 1 (grey) or 3 (RGB)")
     model, sha256 = load_encoder(encoder, weights_file)
     layers = _activation_layers(model, encoder)
-    normalisation, moments = PRESETS[preset]
+    chosen = PRESETS[preset]
+    if chosen.spatial:
+        layers = _with_positions(model, layers, encoder=encoder, resolution=resolution)
     builtin = encoder == BUILTIN
     return FeatureMapDescription(
         preset=preset,
         encoder=encoder,
         weights_sha256=sha256,
         layers=layers,
-        pooling=POOLING,
-        normalisation=normalisation,
-        moments=moments,
+        pooling=chosen.pooling,
+        normalisation=chosen.normalisation,
+        moments=chosen.moments,
         layer_weights=(1 / len(layers),) * len(layers),
         resolution=resolution,
         channels=channels,
@@ -108,6 +126,21 @@ def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     if not layers:
         raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
     return layers
+
+
+def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, resolution: int) -> tuple[str, ...]:
+    """Those of `layers` whose activation is N×C×H×W."""
+    with torch.no_grad():
+        try:
+            found = _traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
+        except RuntimeError as error:
+            raise UsageError(_too_small(encoder, resolution)) from error
+    return tuple(layer for layer in layers if found[layer].ndim == 4)
+
+
+def _too_small(encoder: str, resolution: int) -> str:
+    advice = "choose a larger --resolution or another --encoder"
+    return f"the encoder {encoder} cannot take {resolution}-pixel images: {advice}"
 
 
 def build_feature_map(
@@ -179,7 +212,10 @@ class FeatureMap(nn.Module):
             joined: Tensor = _JoinedUnits.apply(scales, *vectors)
             return joined
         parts = [vector.float() * scale for vector, scale in zip(vectors, scales, strict=True)]
-        return functional.normalize(torch.cat(parts, dim=1), dim=1, eps=SHORTEST)
+        moments = len(self.description.moments)
+        of_moments = [torch.cat(parts[moment::moments], dim=1) for moment in range(moments)]
+        lengths = [whole.norm(dim=1, keepdim=True).clamp_min(SHORTEST) * math.sqrt(moments) for whole in of_moments]
+        return torch.cat([part / lengths[index % moments] for index, part in enumerate(parts)], dim=1)
 
     def _standardised(self, images: Tensor) -> Tensor:
         """What the encoder takes: N×3×R×R, channels last."""
@@ -201,10 +237,7 @@ class FeatureMap(nn.Module):
             with torch.no_grad():
                 found = self._activations(blank)
         except RuntimeError as error:
-            raise UsageError(
-                f"the encoder {self.description.encoder} cannot take {self.description.resolution}-pixel images: "
-                "choose a larger --resolution or another --encoder"
-            ) from error
+            raise UsageError(_too_small(self.description.encoder, self.description.resolution)) from error
         segments: list[Segment] = []
         start = 0
         for layer, activation in found:

@@ -29,9 +29,11 @@ class FeatureMapDescription:
     encoder, weights_sha256: the encoder's name and the SHA-256 of its weights file.
     layers: names of the activations, as `create_feature_extractor` takes them.
     pooling: each activation is average-pooled to at most pooling × pooling positions.
-    normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` the whole vector once.
+    normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` each moment of all
+        layers together.
     moments: 1 for the activations, 2 for their squares.
     layer_weights: share of each layer in the squared norm, adding up to 1; within a layer the moments share equally.
+        If `joint`: what squares of its activations are multiplied by before the vector is scaled.
     resolution: side of the square image in pixels; channels: 1 (grey) or 3 (RGB).
     pixel_mean, pixel_std: standardisation of pixels in [0, 1], per colour channel of the encoder.
     """

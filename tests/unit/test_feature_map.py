@@ -117,7 +117,8 @@ def test_pooling_where_an_activation_is_computed_changes_no_bit(preset: str, res
     batch = images(3, 3, resolution)
     found = feature_map._pooling_extractor(feature_map._standardised(batch))
     for layer, activation in feature_map._activations(batch):
-        expected = [_pool(activation if moment == 1 else activation.square(), 4) for moment in description.moments]
+        powers = [activation if moment == 1 else activation.square() for moment in description.moments]
+        expected = [_pool(power, description.pooling) for power in powers]
         assert all(torch.equal(*pair) for pair in zip(found[layer], expected, strict=True))
 
 
@@ -254,6 +255,31 @@ def test_torchvision_classifiers_work_by_name_with_a_weights_file(
     assert feature_map(images(2, 3, 32)).norm(dim=1).max() <= 1 + 1e-6
 
 
+def test_the_papers_feature_map_is_all_of_vgg19s_convolutions_each_moment_normalised_together(tmp_path: Path) -> None:
+    """Against the activations of torchvision's own model, seen by hooks; random weights."""
+    file = tmp_path / "vgg19.pth"
+    torch.save(get_model("vgg19", weights=None).state_dict(), file)
+    description = describe_feature_map(preset="dp-mepf", encoder="vgg19", resolution=32, channels=3, weights_file=file)
+    feature_map = build_feature_map(description, weights_file=file)
+    assert len(description.layers) == 16
+    assert feature_map.dimension == 2 * 303_104
+    model, _ = load_encoder("vgg19", file)
+    seen: list[torch.Tensor] = []
+    for module in model.features:
+        if isinstance(module, torch.nn.ReLU):
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.clone().flatten(1)))
+    batch = images(2, 3, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        model((batch / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    found = feature_map(batch)
+    for moment in (1, 2):
+        expected = torch.cat(seen, dim=1) ** moment
+        expected = expected / expected.norm(dim=1, keepdim=True) / math.sqrt(2)
+        ours = torch.cat([s.of(found).flatten(1) for s in feature_map.segments if s.moment == moment], dim=1)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path) -> None:
     file = tmp_path / "vgg11.pth"
     torch.save(get_model("vgg11", weights=None).state_dict(), file)
@@ -261,6 +287,8 @@ def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path)
         build_feature_map(
             describe_feature_map(encoder="vgg11", resolution=28, channels=1, weights_file=file), weights_file=file
         )
+    with pytest.raises(UsageError, match="larger --resolution"):
+        describe_feature_map(preset="dp-mepf", encoder="vgg11", resolution=28, channels=1, weights_file=file)
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04"])

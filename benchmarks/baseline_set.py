@@ -1,0 +1,51 @@
+"""Synthetic sets with features that our commands do not offer: released, trained towards and drawn by the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.pipeline import EmbedSettings, embed_images
+from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.schema import ImageSchema
+from dpmepf.synthesize.generator import Generator
+from dpmepf.synthesize.pictures import preview_images, write_preview
+from dpmepf.synthesize.sampling import NPZ_FILE, Label, draw_images, images_per_class, write_npz
+from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.training import train_generator
+
+
+def release_and_train(
+    source: ImageSource,
+    settings: SynthesisSettings,
+    *,
+    schema: ImageSchema,
+    feature_map: Any,
+    epsilon: float,
+    delta: float,
+    relation: NeighbouringRelation,
+    device: str = "cpu",
+) -> tuple[Artifact, Generator]:
+    """Release the class means of any feature map with the attributes of `dpmepf.shared.feature_map.FeatureMap`, once.
+
+    Returns: the release, and a generator trained on it.
+    """
+    release = embed_images(
+        source,
+        schema=schema,
+        feature_map=feature_map,
+        settings=EmbedSettings(epsilon=epsilon, delta=delta, relation=relation, device=device),
+    )
+    return release, train_generator(release, feature_map, settings, device=device).generator
+
+
+def draw_set(folder: Path, release: Artifact, generator: Generator, *, seed: int, label: Label | None = None) -> Path:
+    """Draw as many images as the release says that there are; return the file of the set, in `folder`."""
+    numbers = images_per_class(release.counts())
+    form = generator.configuration
+    shape = (sum(numbers), form.channels, form.resolution, form.resolution)
+    write_npz(folder, draw_images(generator, numbers, seed=seed, label=label), release.classes, shape)
+    write_preview(folder, preview_images(generator), release.classes)
+    return folder / NPZ_FILE

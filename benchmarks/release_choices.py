@@ -1,0 +1,217 @@
+"""What should be released? Feature maps side by side, at equal ε: `make bench-choices`, table in docs/CHOICES.md.
+
+Of each choice (feature_choices.py) the class means are released once and a generator is trained on the release, by the
+same code and settings. Quoted are
+
+- noise / difference: expected length of a class mean's noise over the typical distance of a class's mean from their
+  centre, which is what a dimension costs;
+- class means: real test images whose class is that of the nearest mean, by the rule that corrects labels (`dpmepf-synth
+  --relabel`), so what the means tell without any generator's images being looked at;
+- CNN: accuracy on real test images of the CNN of `dpmepf-eval`, trained on the synthetic ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from baseline_set import draw_set, release_and_train
+from feature_choices import BATCH, CHOICES, Form
+from quality_log import Record, append_to_log, distinct, key_of, read_log
+from quality_table import markdown, spread
+from run_identity import machine, version_of
+from synthesis_quality import DATA_NAMES, console, native_bfloat16, scores
+
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.shared.allocator import keep_freed_memory
+from dpmepf.shared.devices import choose_device
+from dpmepf.shared.image_loading import load_all
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.schema import infer_schema
+from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
+from dpmepf.synthesize.settings import PRESETS, settings_for
+from dpmepf.synthesize.targets import ClassTargets, class_targets
+
+TEMPLATE = Path(__file__).with_name("choices.template.md")
+PUBLIC_IMAGES = 5_000
+
+
+def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace) -> Record:
+    """What a run is of (`quality_log.KEY`), before it is made."""
+    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed)
+    return {
+        "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
+        "method": choice,
+        "relation": NeighbouringRelation.ADD_OR_REMOVE_ONE.value,
+        "epsilon": epsilon,
+        "delta": options.delta,
+        "seed": seed,
+        "settings": {"preset": options.preset, "steps": settings.steps, "bfloat16": native_bfloat16()},
+        "evaluation": "cnn, 1 seed",
+        "version": version_of("benchmarks/feature_choices.py"),
+    }
+
+
+def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
+    """Make the run that `plan` describes; its outcome is added to the plan."""
+    begun = time.perf_counter()
+    source = open_images(options.data, public=True)
+    schema, device = infer_schema(source), choose_device("auto")
+    form = Form(schema.resolution, schema.channels)
+    feature_map = CHOICES[plan["method"]][1](form, public_images(options.public, form)).to(device)
+    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=plan["seed"])
+    release, generator = release_and_train(
+        source,
+        settings,
+        schema=schema,
+        feature_map=feature_map,
+        epsilon=plan["epsilon"],
+        delta=plan["delta"],
+        relation=NeighbouringRelation(plan["relation"]),
+        device=str(device),
+    )
+    targets = class_targets(release)
+    discriminant = learn_discriminant(
+        generator, targets, feature_map, ridge=settings.metric_ridge, seed=settings.seed + 1
+    )
+    synthetic = draw_set(
+        folder, release, generator, seed=settings.seed, label=discriminant if discriminant.corrects else None
+    )
+    minutes = (time.perf_counter() - begun) / 60
+    if options.keep is not None:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        (folder / "preview.png").replace(options.keep / f"{plan['data']}-{plan['method']}-{plan['seed']}.png")
+    real = open_images(options.data, classes=schema.classes, default_split="test", public=True)
+    scored = scores(synthetic, argparse.Namespace(real=options.data, classifiers="cnn"))
+    return {
+        **plan,
+        "dimension": feature_map.dimension,
+        "noise": relative_noise(targets),
+        "class_means": right(discriminant, *load_all(real, **dataclasses.asdict(form))),
+        "corrected": discriminant.corrects,
+        "minutes": minutes,
+        **scored,
+        "machine": machine(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def public_images(path: Path, form: Form) -> torch.Tensor:
+    """Public images of the same form, uint8 N×C×R×R: every so-many-th, so that all classes are among them."""
+    images, _ = load_all(open_images(path, public=True), **dataclasses.asdict(form))
+    return images[:: max(1, len(images) // PUBLIC_IMAGES)]
+
+
+def relative_noise(targets: ClassTargets) -> float:
+    """√(E‖noise of a class mean‖²) over the root mean square of ‖mean − centre of means‖, the noise in it taken off."""
+    noise = targets.means.shape[1] * float(targets.noise_variance.mean())
+    offsets = targets.means - targets.means.mean(dim=0)
+    classes = len(targets.means)
+    squared = float(offsets.square().sum(dim=1).mean()) - noise * (classes - 1) / classes
+    return (noise / max(squared, 1e-12)) ** 0.5
+
+
+def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of images whose nearest class mean is that of their label."""
+    found = torch.cat([discriminant.judge(batch)[0].cpu() for batch in images.split(BATCH)])
+    return float((found == labels).float().mean())
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown: for each data set and ε a table with a row for each choice, in the order of `CHOICES`."""
+    text = []
+    runs = distinct(records)
+    for data, epsilon, steps in sorted({(run["data"], run["epsilon"], run["settings"]["steps"]) for run in runs}):
+        here = [
+            run for run in runs if (run["data"], run["epsilon"], run["settings"]["steps"]) == (data, epsilon, steps)
+        ]
+        rows = []
+        for choice, (description, _) in CHOICES.items():
+            found = [run for run in here if run["method"] == choice]
+            if found:
+                rows.append(
+                    [
+                        choice,
+                        description,
+                        f"{found[0]['dimension']:,}",
+                        spread([run["noise"] for run in found], "{:.2g}"),
+                        spread([run["class_means"] for run in found], "{:.1f}", factor=100),
+                        spread([run["accuracy"]["cnn"] for run in found], "{:.1f}", factor=100),
+                        spread([run["kid"] for run in found], "{:.4f}"),
+                        "yes"
+                        if all(run["corrected"] for run in found)
+                        else "some"
+                        if any(run["corrected"] for run in found)
+                        else "no",
+                        str(len(found)),
+                    ]
+                )
+        head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
+        text.append(
+            f"## {data}, ε = {epsilon:g} ({here[0]['settings']['preset']} preset, {steps:,} steps)\n\n"
+            + markdown([*head, "labels corrected", "runs"], rows)
+        )
+    return "\n".join(text)
+
+
+def document(records: Sequence[Record]) -> str:
+    """The whole of docs/CHOICES.md."""
+    return TEMPLATE.read_text("utf-8").rstrip() + "\n\n" + table(records)
+
+
+def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10.zip"), help="images to release")
+    parser.add_argument(
+        "--public",
+        type=Path,
+        default=Path("../shared/data/tiny-imagenet-32/part-0.zip"),
+        help="public images, for choices that learn from some",
+    )
+    parser.add_argument("--choices", default=",".join(CHOICES), help="some of these, separated by commas")
+    parser.add_argument("--eps", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument(
+        "--runs", type=int, default=3, help="for each choice and ε: releases and generators of their own"
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="quick", help="of training")
+    parser.add_argument("--keep", type=Path, help="folder for the preview pictures")
+    parser.add_argument("--log", type=Path, required=True, help="all runs: those in it are not made again")
+    parser.add_argument("--table", action="store_true", help="only print the document of what the log holds")
+    options = parser.parse_args(command_line)
+    options.choices = options.choices.split(",")
+    if unknown := set(options.choices) - set(CHOICES):
+        parser.error(f"no such choice: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
+    return options
+
+
+def main() -> None:
+    options = arguments_of()
+    logged = read_log(options.log) if options.log.exists() else []
+    if options.table:
+        sys.stdout.write(document(logged))
+        return
+    keep_freed_memory()
+    made = {key_of(record) for record in logged}
+    for seed in range(options.runs):
+        for epsilon in options.eps:
+            for choice in options.choices:
+                plan = planned(choice, epsilon, seed, options)
+                if key_of(plan) in made:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    record = one_run(plan, options, Path(folder))
+                append_to_log(options.log, record)
+                console.print(json.dumps(record), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

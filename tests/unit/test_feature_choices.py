@@ -1,0 +1,101 @@
+"""The choices of `make bench-choices`: features of norm at most 1 that can be released and trained towards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import release_choices
+import torch
+from feature_choices import CHOICES, Form, SecondOrder, builtin, rising_shares
+from quality_log import append_to_log, read_log
+from synthesis_stand_ins import small_settings, squares
+from torch import Tensor
+
+from dpmepf.synthesize import labelling, training
+from dpmepf.synthesize.targets import ClassTargets
+
+PUBLIC = 80
+
+
+def images_of(form: Form, count: int, *, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, form.channels, form.resolution, form.resolution), generator=random).byte()
+
+
+@pytest.mark.parametrize("form", [Form(32, 3), Form(28, 1)], ids=str)
+@pytest.mark.parametrize("name", CHOICES)
+def test_features_have_norm_at_most_1_the_told_dimension_and_a_gradient(name: str, form: Form) -> None:
+    features = CHOICES[name][1](form, images_of(form, PUBLIC))
+    images = images_of(form, 3, seed=1)
+    vectors = features(images)
+    assert vectors.shape == (3, features.dimension)
+    assert float(vectors.norm(dim=1).max()) <= 1 + 1e-5
+    assert float(vectors.norm(dim=1).min()) > 0.5  # much of the norm is used, or sums would tell less than they may
+    assert [segment.start for segment in features.segments] == [0, *(s.stop for s in features.segments[:-1])]
+    assert features.segments[-1].stop == features.dimension
+    assert all(segment.channels * segment.positions == segment.stop - segment.start for segment in features.segments)
+    pixels = (images.float() / 255).requires_grad_()
+    torch.testing.assert_close(features(pixels), vectors, atol=1e-4, rtol=0)
+    features(pixels).square().sum(dim=0)[::7].sum().backward()
+    assert float(pixels.grad.abs().max()) > 0
+
+
+def test_the_same_public_images_make_the_same_features() -> None:
+    form = Form(32, 3)
+    made = [CHOICES["second-order"][1](form, images_of(form, PUBLIC)).description for _ in range(2)]
+    assert made[0] == made[1]
+
+
+def test_second_order_features_are_the_outer_product_of_unit_vectors() -> None:
+    form = Form(32, 3)
+    features = SecondOrder(builtin(form), form, images_of(form, PUBLIC), directions=5)
+    images = images_of(form, 4, seed=1)
+    vectors = features(images)
+    z = (features.features(images) - features.constant1) @ features.constant0
+    u = torch.nn.functional.normalize(torch.cat([features.constant2.expand(4, 1), z], dim=1), dim=1)
+    torch.testing.assert_close(vectors @ vectors.T, (u @ u.T).square())
+
+
+def test_shares_rise_with_depth_and_add_up_to_1() -> None:
+    assert rising_shares(4) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+
+
+def test_relative_noise_is_that_of_the_means_without_their_noise() -> None:
+    """Means drawn with known noise around known centres."""
+    random = np.random.default_rng(0)
+    classes, dimension, variance = 10, 50_000, 1e-4
+    true = random.normal(size=(classes, dimension)) * 0.02
+    noisy = torch.from_numpy((true + random.normal(size=true.shape) * variance**0.5).astype(np.float32))
+    targets = ClassTargets(means=noisy, counts=np.ones(classes), noise_variance=np.full(classes, variance))
+    spread = np.sqrt(((true - true.mean(axis=0)) ** 2).sum(axis=1).mean())
+    assert release_choices.relative_noise(targets) == pytest.approx((dimension * variance) ** 0.5 / spread, rel=0.01)
+
+
+def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RECALIBRATION_IMAGES", 20)
+    monkeypatch.setattr(labelling, "IMAGES", 60)
+    monkeypatch.setattr(release_choices, "settings_for", lambda *_, **changes: small_settings(steps=2))
+    monkeypatch.setattr(
+        release_choices, "scores", lambda *_: {"accuracy": {"cnn": 0.5}, "kid": 0.25, "extractor": "none"}
+    )
+    x = (squares(3, 20) * 255).byte().permute(0, 2, 3, 1).numpy()
+    sets = {"classes": np.array(["a", "b", "c"]), "y": np.repeat(np.arange(3), 20)}
+    np.savez(tmp_path / "squares.npz", x=x, **sets)
+    np.savez(tmp_path / "public.npz", x=x, **sets)
+    options = argparse.Namespace(
+        data=tmp_path / "squares.npz", public=tmp_path / "public.npz", preset="quick", delta=1e-5, keep=tmp_path / "k"
+    )
+    plan = release_choices.planned("one-position", 50.0, 0, options)
+    (tmp_path / "run").mkdir()
+    record = release_choices.one_run(plan, options, tmp_path / "run")
+    assert 0 <= record["class_means"] <= 1
+    assert record["dimension"] == 960
+    assert (tmp_path / "k" / "squares-one-position-0.png").is_file()
+    append_to_log(tmp_path / "log", record)
+    text = release_choices.document(read_log(tmp_path / "log"))
+    assert "## squares, ε = 50" in text
+    assert "| one-position | averages over the whole image | 960 |" in text
+    assert "| 50.0 | 0.2500 |" in text
