@@ -72,7 +72,7 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help=f"How long and how large: quick to look, standard, best for a GPU.  [default: {DEFAULT_PRESET}]",
+    help=f"How long: quick to look, standard, or best, which takes three times standard.  [default: {DEFAULT_PRESET}]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: the preset's]")
 @click.option(

@@ -10,7 +10,7 @@ from dpmepf.shared.errors import UsageError
 
 DEFAULT_PRESET = "standard"
 LARGEST_SEED = 2**63 - 1
-BFLOAT16_STEPS = {"quick": 700, "standard": 2160}
+BFLOAT16_STEPS = {"quick": 700, "standard": 2160, "best": 6480}
 """Steps of presets where the device computes with bfloat16 natively, which is what makes a step fast.
 
 They are needed, too: with its rounding, 720 steps took MNIST at epsilon 1 to 95.8 to 96.5 % (5 runs), 2,160 to 96.8 %.
@@ -122,16 +122,15 @@ PRESETS: dict[str, SynthesisSettings] = {
             base_channels=32,
             second_convolution=False,
         ),
-        # for a GPU, or a night on a CPU
+        # three times as long
         SynthesisSettings(
             preset="best",
-            steps=6000,
-            batch_size=1000,
-            micro_batch_size=250,
-            learning_rate=1e-2,
-            average_decay=0.999,
-            base_channels=64,
-            second_convolution=True,
+            steps=2160,
+            batch_size=200,
+            learning_rate=2e-2,
+            average_decay=0.98,
+            base_channels=32,
+            second_convolution=False,
         ),
     )
 }
