@@ -74,6 +74,8 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
             part.add(f"{form}: embed / decoding", "ratio", of_decoding, Target(at_least=LEAST_OF_DECODING))
         else:
             part.add(f"{form}: embed / bare", "ratio", of_bare, Target(at_least=LEAST_OF_BARE))
+        both = [a + b for a, b in zip(of_bare, of_decoding, strict=True)]  # 1 where it takes as long as the two
+        part.add(f"{form}: embed / bare after decoding", "ratio", both)
     part.add("DP-MEPF's way (ours, by description), in memory", "images/s", figures["DP-MEPF's way"])
     part.add("IDX: embed / DP-MEPF's way", "ratio", ratios(figures, "IDX", "DP-MEPF's way"))
     with torch.inference_mode():
@@ -83,6 +85,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     part.add("fixed cost: check of independence", "s", check)
     part.notes.append(
         "Decoding and encoder share the cores: where there are few, decoding slows the encoder down before it limits. "
+        "No more can be had then than both one after the other, each on all cores: 1 in the last ratio of each form. "
         "Peaks are without decoding processes."
     )
     return part
