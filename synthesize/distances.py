@@ -47,13 +47,13 @@ class Distances:
 class BuiltinExtractor(nn.Module):
     """The built-in encoder up to its classifier: 512 features, which no generator is trained to match directly."""
 
-    label = "builtin encoder, 512 features (no published scores to compare with)"
     mean: Tensor
     std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        encoder, _ = load_encoder(BUILTIN)
+        encoder, sha256 = load_encoder(BUILTIN)
+        self.label = f"builtin encoder {sha256[:8]}, 512 features (compare with scores by the same weights only)"
         encoder.classifier = nn.Identity()
         self.encoder = encoder
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))

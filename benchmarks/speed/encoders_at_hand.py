@@ -18,15 +18,15 @@ def feature_map_of(encoder: str, side: int, channels: int = 3, preset: str = "de
         return build_feature_map(describe_feature_map(resolution=side, channels=channels, preset=preset))
     model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
     layers = feature_maps._activation_layers(model, encoder)
-    normalisation, moments = feature_maps.PRESETS[preset]
+    chosen = feature_maps.PRESETS[preset]
     description = FeatureMapDescription(
         preset=preset,
         encoder=encoder,
         weights_sha256="0" * 64,
         layers=layers,
-        pooling=feature_maps.POOLING,
-        normalisation=normalisation,
-        moments=moments,
+        pooling=chosen.pooling,
+        normalisation=chosen.normalisation,
+        moments=chosen.moments,
         layer_weights=(1 / len(layers),) * len(layers),
         resolution=side,
         channels=channels,

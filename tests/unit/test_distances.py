@@ -118,7 +118,7 @@ def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("untrained_builtin", "empty_cache")
 def test_without_inception_weights_the_builtin_encoder_is_used_and_named() -> None:
     extractor = load_extractor("auto")
-    assert extractor.label.startswith("builtin")
+    assert extractor.label.startswith("builtin encoder 00000000, ")
     images = torch.randint(0, 256, (7, 1, 28, 28), dtype=torch.uint8)
     features = extract_features(extractor, images)
     assert features.shape == (7, 512)
