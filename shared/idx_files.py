@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
 import struct
 import zlib
@@ -105,16 +106,31 @@ def _parse(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
             f"a file in {path.parent} is no IDX file of unsigned bytes: check that it is what its name says"
         )
     shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-    length = math.prod(shape)
-    content = bytearray()
-    # In pieces, because the length is only a claim: nothing is reserved for bytes that are not there.
-    while piece := file.read(min(_CHUNK, length + 1 - len(content))):
-        content += piece
-    if len(content) != length:
+    content = _compressed(file, math.prod(shape)) if isinstance(file, gzip.GzipFile) else _plain(file, math.prod(shape))
+    if content is None:
         raise UnreadableDataError(
             f"an IDX file in {path.parent} is not as long as its header says: fetch or unpack it again"
         )
     return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _plain(file: BinaryIO, length: int) -> NDArray[np.uint8] | None:
+    """The rest of a file, in one piece of memory, if it has that many bytes."""
+    if os.fstat(file.fileno()).st_size - file.tell() != length:
+        return None
+    content = np.empty(length, np.uint8)
+    filled = 0
+    while filled < length and (count := file.readinto(content[filled : filled + _CHUNK])):  # type: ignore[attr-defined]
+        filled += count
+    return content if filled == length else None
+
+
+def _compressed(file: gzip.GzipFile, length: int) -> bytearray | None:
+    """In pieces, because the length is only a claim: nothing is reserved for bytes that are not there."""
+    content = bytearray()
+    while piece := file.read(min(_CHUNK, length + 1 - len(content))):
+        content += piece
+    return content if len(content) == length else None
 
 
 def _labels_of(images: Path) -> Path:
