@@ -135,7 +135,10 @@ def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, 
             found = _traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
         except RuntimeError as error:
             raise UsageError(_too_small(encoder, resolution)) from error
-    return tuple(layer for layer in layers if found[layer].ndim == 4)
+    spatial = tuple(layer for layer in layers if found[layer].ndim == 4)
+    if not spatial:
+        raise UsageError(f"no activation of the encoder {encoder} is an image: choose another --encoder or --features")
+    return spatial
 
 
 def _too_small(encoder: str, resolution: int) -> str:

@@ -23,6 +23,7 @@ from dpmepf.shared.feature_map import (
     _pool,
     _pooling_early,
     _traced,
+    _with_positions,
     build_feature_map,
     describe_feature_map,
 )
@@ -278,6 +279,13 @@ def test_the_papers_feature_map_is_all_of_vgg19s_convolutions_each_moment_normal
         expected = expected / expected.norm(dim=1, keepdim=True) / math.sqrt(2)
         ours = torch.cat([s.of(found).flatten(1) for s in feature_map.segments if s.moment == moment], dim=1)
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_encoder_without_convolutional_activations_is_a_usage_error() -> None:
+    """A perceptron in place of an encoder; none of torchvision's that takes small images is one."""
+    perceptron = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4), torch.nn.ReLU())
+    with pytest.raises(UsageError, match="no activation of the encoder perceptron is an image"):
+        _with_positions(perceptron, ("2",), encoder="perceptron", resolution=32)
 
 
 def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path) -> None:
