@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 
 import torch
 from baseline_set import draw_set, release_and_train
@@ -164,7 +165,11 @@ def table(records: Sequence[Record]) -> str:
 
 def document(records: Sequence[Record]) -> str:
     """The whole of docs/CHOICES.md."""
-    return TEMPLATE.read_text("utf-8").rstrip() + "\n\n" + table(records)
+    made = {record["method"] for record in records}
+    missing = [choice for choice in CHOICES if choice not in made]
+    state = f"Not measured yet: {', '.join(missing)}." if missing else "Every choice is measured."
+    text = Template(TEMPLATE.read_text("utf-8")).substitute(state=state)
+    return text.rstrip() + "\n\n" + table(records)
 
 
 def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:

@@ -99,3 +99,9 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     assert "## squares, ε = 50" in text
     assert "| one-position | averages over the whole image | 960 |" in text
     assert "| 50.0 | 0.2500 |" in text
+
+
+def test_the_document_is_that_of_the_log() -> None:
+    root = Path(__file__).resolve().parents[2]
+    log = read_log(root / "benchmarks" / "choices.jsonl")
+    assert (root / "docs" / "CHOICES.md").read_text("utf-8") == release_choices.document(log)
