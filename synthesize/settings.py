@@ -99,39 +99,24 @@ class SynthesisSettings:
         return cls(**values)
 
 
+_STANDARD = SynthesisSettings(  # within ten minutes on two cores, embedding included
+    preset="standard",
+    steps=720,
+    batch_size=200,
+    learning_rate=2e-2,
+    average_decay=0.98,
+    base_channels=32,
+    second_convolution=False,
+)
+
 PRESETS: dict[str, SynthesisSettings] = {
     settings.preset: settings
     for settings in (
         # a look at what will come out, in a few minutes on two cores
-        SynthesisSettings(
-            preset="quick",
-            steps=350,
-            batch_size=100,
-            learning_rate=2e-2,
-            average_decay=0.95,
-            base_channels=32,
-            second_convolution=False,
-        ),
-        # within ten minutes on two cores, embedding included
-        SynthesisSettings(
-            preset="standard",
-            steps=720,
-            batch_size=200,
-            learning_rate=2e-2,
-            average_decay=0.98,
-            base_channels=32,
-            second_convolution=False,
-        ),
+        replace(_STANDARD, preset="quick", steps=350, batch_size=100, average_decay=0.95),
+        _STANDARD,
         # three times as long
-        SynthesisSettings(
-            preset="best",
-            steps=2160,
-            batch_size=200,
-            learning_rate=2e-2,
-            average_decay=0.98,
-            base_channels=32,
-            second_convolution=False,
-        ),
+        replace(_STANDARD, preset="best", steps=2160),
     )
 }
 
