@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from string import Template
 
@@ -129,11 +130,8 @@ def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Te
 def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and ε a table with a row for each choice, in the order of `CHOICES`."""
     text = []
-    runs = distinct(records)
-    for data, epsilon, steps in sorted({(run["data"], run["epsilon"], run["settings"]["steps"]) for run in runs}):
-        here = [
-            run for run in runs if (run["data"], run["epsilon"], run["settings"]["steps"]) == (data, epsilon, steps)
-        ]
+    for (data, epsilon, preset, steps), group in groupby(sorted(distinct(records), key=_table_of), key=_table_of):
+        here = list(group)
         rows = []
         for choice, (description, _) in CHOICES.items():
             found = [run for run in here if run["method"] == choice]
@@ -147,20 +145,20 @@ def table(records: Sequence[Record]) -> str:
                         spread([run["class_means"] for run in found], "{:.1f}", factor=100),
                         spread([run["accuracy"]["cnn"] for run in found], "{:.1f}", factor=100),
                         spread([run["kid"] for run in found], "{:.4f}"),
-                        "yes"
-                        if all(run["corrected"] for run in found)
-                        else "some"
-                        if any(run["corrected"] for run in found)
-                        else "no",
-                        str(len(found)),
+                        f"{sum(run['corrected'] for run in found)} of {len(found)}",
                     ]
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
-            f"## {data}, ε = {epsilon:g} ({here[0]['settings']['preset']} preset, {steps:,} steps)\n\n"
-            + markdown([*head, "labels corrected", "runs"], rows)
+            f"## {data}, ε = {epsilon:g} ({preset} preset, {steps:,} steps)\n\n"
+            + markdown([*head, "labels corrected, of runs"], rows)
         )
     return "\n".join(text)
+
+
+def _table_of(run: Record) -> tuple[str, float, str, int]:
+    """Runs that differ in these stand in different tables."""
+    return run["data"], run["epsilon"], run["settings"]["preset"], run["settings"]["steps"]
 
 
 def document(records: Sequence[Record]) -> str:

@@ -118,11 +118,8 @@ def _plain(file: BinaryIO, length: int) -> NDArray[np.uint8] | None:
     """The rest of a file, in one piece of memory, if it has that many bytes."""
     if os.fstat(file.fileno()).st_size - file.tell() != length:
         return None
-    content = np.empty(length, np.uint8)
-    filled = 0
-    while filled < length and (count := file.readinto(content[filled : filled + _CHUNK])):  # type: ignore[attr-defined]
-        filled += count
-    return content if filled == length else None
+    content = np.fromfile(file, np.uint8, length)
+    return content if len(content) == length else None
 
 
 def _compressed(file: gzip.GzipFile, length: int) -> bytearray | None:

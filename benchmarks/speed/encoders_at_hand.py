@@ -12,15 +12,15 @@ from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_fe
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 
-def feature_map_of(encoder: str, side: int, channels: int = 3, preset: str = "default") -> FeatureMap:
+def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
     """φ with the packaged weights, or, on a torchvision encoder, with random ones: they compute as fast as any."""
     if encoder == BUILTIN:
-        return build_feature_map(describe_feature_map(resolution=side, channels=channels, preset=preset))
+        return build_feature_map(describe_feature_map(resolution=side, channels=channels))
     model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
     layers = feature_maps._activation_layers(model, encoder)
-    chosen = feature_maps.PRESETS[preset]
+    chosen = feature_maps.PRESETS["default"]
     description = FeatureMapDescription(
-        preset=preset,
+        preset="default",
         encoder=encoder,
         weights_sha256="0" * 64,
         layers=layers,
