@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dpmepf.shared.class_names import UNLABELLED, check_class_names, numbered_classes, undeclared
-from dpmepf.shared.idx_files import IdxPair, read_idx_images, read_idx_labels
+from dpmepf.shared.idx_files import IdxPair, open_idx_images, read_idx_labels
 from dpmepf.shared.image_errors import ClassesError
 from dpmepf.shared.image_layout import choose_split, require_undivided
 from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
@@ -22,7 +22,7 @@ def open_idx(
     pair = pairs[chosen]
     if declared is None and not pair.conventional:
         raise undeclared("IDX files")
-    open_pixels = functools.partial(read_idx_images, pair.images)
+    open_pixels = functools.partial(open_idx_images, pair.images)
     pixels = open_pixels()
     return ArrayImageSource(
         path=pair.images,

@@ -1,7 +1,8 @@
 """The IDX files of MNIST: `train-images-idx3-ubyte` with `train-labels-idx1-ubyte`, or `t10k-…`, plain or gzipped.
 
 Layout: two zero bytes, the element type (8 is uint8), the number of dimensions, each dimension as a big-endian uint32,
-then the elements. A file whose length disagrees with its header is refused.
+then the elements. A file whose length disagrees with its header is refused. Plain files of images are read a few at a
+time, so that they take no memory however many they are; gzipped ones, which cannot be, are held whole.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -62,72 +65,124 @@ def find_idx_pairs(folder: Path) -> dict[str, IdxPair]:
     return {}
 
 
-def read_idx_images(path: Path) -> NDArray[np.uint8]:
-    """Images as uint8 N x H x W x C (C = 1 for three-dimensional files)."""
-    array = read_idx(path)
-    if array.ndim == 3:
-        array = array[:, :, :, None]
-    if array.ndim != 4 or array.shape[3] not in (1, 3, 4) or 0 in array.shape[1:]:
-        raise UnreadableDataError(
-            f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4"
-        )
-    return array
+class IdxPixels:
+    """The uint8 images N x H x W x C of a plain IDX file, read when they are asked for, as `pixels[3:5]`.
+
+    Each time the file is opened anew, so that processes do not share a position in it, and refused unless it is the
+    one that was opened first, as it was then.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], *, start: int, state: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._path = path
+        self._start = start
+        self._state = state
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Raises: UnreadableDataError when the file has changed or cannot be read any more."""
+        places = np.arange(*where.indices(len(self))) if isinstance(where, slice) else where
+        images = np.empty((len(places), *self.shape[1:]), np.uint8)
+        if not len(places):
+            return images
+        runs = np.split(images, np.flatnonzero(np.diff(places) != 1) + 1)  # neighbours in the file, read at once
+        firsts = places[np.cumsum([0, *map(len, runs[:-1])])]
+        try:
+            with self._path.open("rb") as file:
+                unchanged = _state_of(file) == self._state
+                for first, run in zip(firsts.tolist(), runs, strict=True):
+                    file.seek(self._start + first * math.prod(self.shape[1:]))
+                    unchanged = unchanged and file.readinto(run.data) == run.nbytes
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            raise UnreadableDataError(
+                f"an IDX file in {self._path.parent} was changed or went away while it was read: begin again with "
+                "files that stay as they are"
+            )
+        return images
+
+
+def open_idx_images(path: Path) -> NDArray[np.uint8] | IdxPixels:
+    """Images as uint8 N x H x W x C (C = 1 for three-dimensional files).
+
+    Raises:
+        UnreadableDataError: as `read_idx`, or the file holds no images.
+    """
+    with _opened(path) as file:
+        shape = _read_shape(file, path)
+        images = shape if len(shape) == 4 else (*shape, 1)
+        if len(images) != 4 or images[3] not in (1, 3, 4) or 0 in images[1:]:
+            raise UnreadableDataError(
+                f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4"
+            )
+        if isinstance(file, gzip.GzipFile):
+            return np.frombuffer(_read_elements(file, math.prod(shape), path), np.uint8).reshape(images)
+        start = file.tell()
+        if os.fstat(file.fileno()).st_size - start != math.prod(shape):
+            raise _of_another_length(path)
+        return IdxPixels(path, images, start=start, state=_state_of(file))
 
 
 def read_idx_labels(path: Path, *, count: int) -> NDArray[np.int64]:
-    """Labels as int64 [count]."""
-    array = read_idx(path)
-    if array.ndim != 1 or len(array) != count:
-        raise UnreadableDataError(
-            f"the IDX labels in {path.parent} are not one label for each image of the images file beside it"
-        )
-    return array.astype(np.int64)
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read a whole IDX file of uint8.
+    """Labels as int64 [count].
 
     Raises:
-        UnreadableDataError: the file is truncated, too long, damaged, or of another element type.
+        UnreadableDataError: the file is truncated, too long, damaged, of another element type, or has other labels.
     """
+    with _opened(path) as file:
+        shape = _read_shape(file, path)
+        if shape != (count,):
+            raise UnreadableDataError(
+                f"the IDX labels in {path.parent} are not one label for each image of the images file beside it"
+            )
+        return np.frombuffer(_read_elements(file, count, path), np.uint8).astype(np.int64)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return _parse(file, path)
+            yield file
     except (EOFError, gzip.BadGzipFile, zlib.error, struct.error):
         raise UnreadableDataError(
             f"an IDX file in {path.parent} is truncated or damaged: fetch or unpack it again"
         ) from None
 
 
-def _parse(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
+def _read_shape(file: BinaryIO | gzip.GzipFile, path: Path) -> tuple[int, ...]:
     zeros, element, dimensions = struct.unpack(">HBB", file.read(4))
     if zeros != 0 or element != _UINT8 or not 1 <= dimensions <= _MOST_DIMENSIONS:
         raise UnreadableDataError(
             f"a file in {path.parent} is no IDX file of unsigned bytes: check that it is what its name says"
         )
-    shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
-    content = _compressed(file, math.prod(shape)) if isinstance(file, gzip.GzipFile) else _plain(file, math.prod(shape))
-    if content is None:
-        raise UnreadableDataError(
-            f"an IDX file in {path.parent} is not as long as its header says: fetch or unpack it again"
-        )
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    return struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
 
 
-def _plain(file: BinaryIO, length: int) -> NDArray[np.uint8] | None:
-    """The rest of a file, in one piece of memory, if it has that many bytes."""
-    if os.fstat(file.fileno()).st_size - file.tell() != length:
-        return None
-    content = np.fromfile(file, np.uint8, length)
-    return content if len(content) == length else None
-
-
-def _compressed(file: gzip.GzipFile, length: int) -> bytearray | None:
-    """In pieces, because the length is only a claim: nothing is reserved for bytes that are not there."""
+def _read_elements(file: BinaryIO | gzip.GzipFile, count: int, path: Path) -> bytearray:
+    """In pieces, because the count is only a claim: nothing is reserved for bytes that are not there."""
     content = bytearray()
-    while piece := file.read(min(_CHUNK, length + 1 - len(content))):
+    while piece := file.read(min(_CHUNK, count + 1 - len(content))):
         content += piece
-    return content if len(content) == length else None
+    if len(content) != count:
+        raise _of_another_length(path)
+    return content
+
+
+def _of_another_length(path: Path) -> UnreadableDataError:
+    return UnreadableDataError(
+        f"an IDX file in {path.parent} is not as long as its header says: fetch or unpack it again"
+    )
+
+
+def _state_of(file: BinaryIO) -> tuple[int, ...]:
+    """What changes when a file is written to, or another is put in its place."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _labels_of(images: Path) -> Path:

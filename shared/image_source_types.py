@@ -214,17 +214,26 @@ class EncodedImageSource(ImageSource):
             raise DecodingError(NOT_AN_IMAGE) from None
 
 
-class ArrayImageSource(ImageSource):
-    """Images that are one array already: uint8, or floats in [0, 1], of shape N x H x W x C.
+class Pixels(Protocol):
+    """An array N x H x W x C of uint8, or of floats in [0, 1]; in memory (NumPy's) or in a file."""
 
-    `open_pixels` gives the array again in another process, so that the pixels themselves are never pickled.
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice | NDArray[np.int64], /) -> NDArray[Any]: ...
+
+
+class ArrayImageSource(ImageSource):
+    """Images that are one array already.
+
+    `open_pixels` gives an array in memory again in another process, so that pixels are never pickled.
     """
 
-    def __init__(
-        self, *, path: Path, pixels: NDArray[Any], open_pixels: Callable[[], NDArray[Any]], **attributes: Any
-    ) -> None:
+    def __init__(self, *, path: Path, pixels: Pixels, open_pixels: Callable[[], Pixels], **attributes: Any) -> None:
         self.path = path
-        self._pixels: NDArray[Any] | None = pixels
+        self._pixels: Pixels | None = pixels
         self._open_pixels = open_pixels
         self._order: NDArray[np.int64] | None = None  # place in the array of each image, None if as stored
         super().__init__(**attributes)
@@ -238,7 +247,7 @@ class ArrayImageSource(ImageSource):
         return str(index if self._order is None else self._order[index])
 
     @property
-    def pixels(self) -> NDArray[Any]:
+    def pixels(self) -> Pixels:
         """The stored array, N x H x W x C."""
         if self._pixels is None:
             self._pixels = self._open_pixels()
@@ -270,4 +279,4 @@ class ArrayImageSource(ImageSource):
         return self.path
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}
+        return {**self.__dict__, "_pixels": None if isinstance(self._pixels, np.ndarray) else self._pixels}
