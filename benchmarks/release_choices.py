@@ -128,9 +128,9 @@ def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Te
 
 
 def table(records: Sequence[Record]) -> str:
-    """Markdown: for each data set and ε a table with a row for each choice, in the order of `CHOICES`."""
+    """Markdown: for each data set and budget a table with a row for each choice, in the order of `CHOICES`."""
     text = []
-    for (data, epsilon, preset, steps), group in groupby(sorted(distinct(records), key=_table_of), key=_table_of):
+    for (data, epsilon, delta, preset, steps), group in groupby(sorted(distinct(records), key=_table_of), key=_table_of):
         here = list(group)
         rows = []
         for choice, (description, _) in CHOICES.items():
@@ -150,15 +150,15 @@ def table(records: Sequence[Record]) -> str:
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
-            f"## {data}, ε = {epsilon:g} ({preset} preset, {steps:,} steps)\n\n"
+            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps)\n\n"
             + markdown([*head, "labels corrected, of runs"], rows)
         )
     return "\n".join(text)
 
 
-def _table_of(run: Record) -> tuple[str, float, str, int]:
+def _table_of(run: Record) -> tuple[str, float, float, str, int]:
     """Runs that differ in these stand in different tables."""
-    return run["data"], run["epsilon"], run["settings"]["preset"], run["settings"]["steps"]
+    return run["data"], run["epsilon"], run["delta"], run["settings"]["preset"], run["settings"]["steps"]
 
 
 def document(records: Sequence[Record]) -> str:
