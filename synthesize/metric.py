@@ -19,10 +19,9 @@ from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
 
-MEMORY = 0.85  # share of the previous covariance in the next
-FIRST_STEPS = 5  # the metric learns, and is inverted, at each of the first steps; then:
-LEARN_EVERY = 4  # steps
-INVERT_EVERY = 20
+MEMORY = 0.95  # share of the previous covariance in the next
+FIRST_INVERSIONS = 5  # at each of the first steps, and then
+INVERT_EVERY = 20  # steps
 ROUNDING = 1e-5  # of a mean square: what float32 sums of squares cannot tell from 0, and must not be divided by
 SMALLEST_RIDGE = 1e-12
 
@@ -42,15 +41,7 @@ class WithinClassMetric:
         self.noise_variance = noise_variance
         self.covariances: list[Tensor] = []
         self.inverses: list[Tensor] = []
-        self.steps = 0  # of training
-
-    def begin_step(self) -> bool:
-        """Whether the metric is to learn from the batch of the training step that begins.
-
-        Not from each: second moments cost a fifteenth of a step, and hardly change from one to the next.
-        """
-        self.steps += 1
-        return self.steps <= FIRST_STEPS or self.steps % LEARN_EVERY == 0
+        self.steps = 0
 
     def second_moments(self, features: Tensor) -> list[Tensor]:
         """Sums over rows of N×D `features` and positions of f fᵀ: channels×channels for each segment."""
@@ -71,8 +62,9 @@ class WithinClassMetric:
         if self.covariances:
             batch = [torch.lerp(new, old, MEMORY) for new, old in zip(batch, self.covariances, strict=True)]
         self.covariances = batch
-        if self.steps <= FIRST_STEPS or self.steps % INVERT_EVERY == 0:
+        if self.steps < FIRST_INVERSIONS or self.steps % INVERT_EVERY == 0:
             self.inverses = self._inverses()
+        self.steps += 1
 
     def apply(self, vectors: Tensor) -> Tensor:
         """N×D vectors times A, whose scale makes the mean squared deviation within classes 1."""

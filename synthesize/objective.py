@@ -33,7 +33,7 @@ class MeanEmbeddingObjective:
 
     Args:
         targets: released class means.
-        metric: A, which learns from batches; None: Euclidean. The loss that is returned is Euclidean always, so
+        metric: A, which learns from every batch; None: Euclidean. The loss that is returned is Euclidean always, so
             that it compares between steps and runs.
         mean_memory: share, in [0, 1), of the previous estimate of each class's generated mean in the mean that
             images are repelled from. Less variance, at the price of lag; 0 is the unbiased estimate above.
@@ -89,20 +89,19 @@ class MeanEmbeddingObjective:
         slots = slots[self.processes.share(len(slots))]
         sums = torch.zeros(len(classes), self.released.shape[1], device=images.device)
         squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
-        learning = self.metric if self.metric is not None and self.metric.begin_step() else None
         second_moments: list[list[Tensor]] = []  # by part of the batch
 
         def accumulate(features: Tensor, part: slice) -> None:
             sums.index_add_(0, slots[part], features)
             squares.index_add_(0, slots[part], features.square().sum(dim=1))
-            if learning is not None:
-                second_moments.append(learning.second_moments(features))
+            if self.metric is not None:
+                second_moments.append(self.metric.second_moments(features))
 
         def finish_sums() -> None:
             summed = [torch.stack(parts).sum(dim=0) for parts in zip(*second_moments, strict=True)]
             self.processes.sum_([sums, squares, *summed])
-            if learning is not None:
-                learning.learn(summed, sums / per_class, per_class)
+            if self.metric is not None:
+                self.metric.learn(summed, sums / per_class, per_class)
 
         def gradient(features: Tensor, part: slice) -> Tensor:
             return torch.addcmul(pulls[slots[part]], self._measured(features), own_shares[slots[part]], value=-1)

@@ -75,21 +75,6 @@ def test_directions_that_the_noise_hides_count_less() -> None:
     assert ratio(1e4) == pytest.approx(1.0, abs=0.01)
 
 
-def test_in_training_the_metric_learns_at_first_from_every_step_and_then_from_every_fourth() -> None:
-    metric = WithinClassMetric(SEGMENTS, ridge=0.3, noise_variance=0.0)
-    learns, inverts = [], []
-    for step in range(1, 61):
-        if metric.begin_step():
-            learns.append(step)
-            before = metric.inverses
-            features = batch(step)
-            metric.learn(metric.second_moments(features), features.view(CLASSES, PER_CLASS, -1).mean(1), PER_CLASS)
-            if metric.inverses is not before:
-                inverts.append(step)
-    assert learns == [1, 2, 3, 4, 5, *range(8, 61, 4)]
-    assert inverts == [1, 2, 3, 4, 5, 20, 40, 60]
-
-
 def test_single_images_of_a_class_teach_nothing_and_leave_the_metric_euclidean() -> None:
     metric = WithinClassMetric(SEGMENTS, ridge=0.3, noise_variance=0.0)
     features = batch()[:3]
