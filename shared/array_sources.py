@@ -11,7 +11,7 @@ from dpmepf.shared.class_names import UNLABELLED, check_class_names, numbered_cl
 from dpmepf.shared.idx_files import IdxPair, open_idx_images, read_idx_labels
 from dpmepf.shared.image_errors import ClassesError
 from dpmepf.shared.image_layout import choose_split, require_undivided
-from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
+from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource, Pixels
 from dpmepf.shared.npz_files import find_npz_splits, read_npz_classes, read_npz_images, read_npz_labels
 
 
@@ -22,7 +22,7 @@ def open_idx(
     pair = pairs[chosen]
     if declared is None and not pair.conventional:
         raise undeclared("IDX files")
-    open_pixels = functools.partial(open_idx_images, pair.images)
+    open_pixels = functools.partial(_idx_pixels, pair.images, whole=public)
     pixels = open_pixels()
     return ArrayImageSource(
         path=pair.images,
@@ -35,6 +35,12 @@ def open_idx(
         split=chosen,
         public=public,
     )
+
+
+def _idx_pixels(path: Path, *, whole: bool) -> Pixels:
+    """Public images are read at once: after hours of training nobody may remember that they have to stay."""
+    pixels = open_idx_images(path)
+    return pixels[:] if whole else pixels
 
 
 def open_npz(

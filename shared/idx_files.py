@@ -22,6 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dpmepf.shared.image_decoding import LARGEST_IMAGE
 from dpmepf.shared.image_errors import AmbiguousLayoutError, UnreadableDataError
 from dpmepf.shared.image_layout import canonical_split
 
@@ -68,15 +69,16 @@ def find_idx_pairs(folder: Path) -> dict[str, IdxPair]:
 class IdxPixels:
     """The uint8 images N x H x W x C of a plain IDX file, read when they are asked for, as `pixels[3:5]`.
 
-    Each time the file is opened anew, so that processes do not share a position in it, and refused unless it is the
-    one that was opened first, as it was then.
+    Each time the file is opened anew, so that processes do not share a position in it, and refused unless, before and
+    after, it is the one that was opened first, as it was then.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], *, start: int, state: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], *, start: int, state: tuple[int, ...]) -> None:
         self.shape = shape
-        self._path = path
+        self._path = path.absolute()
+        self._folder = path.parent  # as errors name it
         self._start = start
         self._state = state
 
@@ -84,25 +86,33 @@ class IdxPixels:
         return self.shape[0]
 
     def __getitem__(self, where: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Raises: UnreadableDataError when the file has changed or cannot be read any more."""
+        """Some of the images, by a slice or by places from 0 up.
+
+        Raises: UnreadableDataError when the file has changed or cannot be read any more; IndexError.
+        """
         places = np.arange(*where.indices(len(self))) if isinstance(where, slice) else where
         images = np.empty((len(places), *self.shape[1:]), np.uint8)
         if not len(places):
             return images
+        if places.min() < 0 or places.max() >= len(self):
+            raise IndexError(f"places from {places.min()} to {places.max()} of {len(self)} images")
         runs = np.split(images, np.flatnonzero(np.diff(places) != 1) + 1)  # neighbours in the file, read at once
         firsts = places[np.cumsum([0, *map(len, runs[:-1])])]
         try:
-            with self._path.open("rb") as file:
-                unchanged = _state_of(file) == self._state
+            with open(self._path, "rb", opener=_without_waiting) as file:
+                complete = _state_of(file) == self._state
                 for first, run in zip(firsts.tolist(), runs, strict=True):
                     file.seek(self._start + first * math.prod(self.shape[1:]))
-                    unchanged = unchanged and file.readinto(run.data) == run.nbytes
-        except OSError:
-            unchanged = False
-        if not unchanged:
+                    complete = complete and file.readinto(run.data) == run.nbytes
+                complete = complete and _state_of(file) == self._state
+        except OSError as error:
             raise UnreadableDataError(
-                f"an IDX file in {self._path.parent} was changed or went away while it was read: begin again with "
-                "files that stay as they are"
+                f"an IDX file in {self._folder} cannot be read any more ({error.strerror or 'no access'})"
+            ) from None
+        if not complete:
+            raise UnreadableDataError(
+                f"an IDX file in {self._folder} was changed while it was read: begin again with files that "
+                "stay as they are"
             )
         return images
 
@@ -111,12 +121,13 @@ def open_idx_images(path: Path) -> NDArray[np.uint8] | IdxPixels:
     """Images as uint8 N x H x W x C (C = 1 for three-dimensional files).
 
     Raises:
-        UnreadableDataError: as `read_idx`, or the file holds no images.
+        UnreadableDataError: the file is truncated, too long, damaged, of another element type, or holds no images.
     """
     with _opened(path) as file:
         shape = _read_shape(file, path)
         images = shape if len(shape) == 4 else (*shape, 1)
-        if len(images) != 4 or images[3] not in (1, 3, 4) or 0 in images[1:]:
+        holds_images = len(images) == 4 and images[3] in (1, 3, 4) and 0 not in images[1:]
+        if not holds_images or images[1] * images[2] > LARGEST_IMAGE:
             raise UnreadableDataError(
                 f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4"
             )
@@ -143,14 +154,26 @@ def read_idx_labels(path: Path, *, count: int) -> NDArray[np.int64]:
         return np.frombuffer(_read_elements(file, count, path), np.uint8).astype(np.int64)
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener for which a pipe that was put in a file's place is no reason to wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    if not path.is_file():
+        raise UnreadableDataError(f"what is named like an IDX file in {path.parent} is no file")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error, struct.error):
         raise UnreadableDataError(
             f"an IDX file in {path.parent} is truncated or damaged: fetch or unpack it again"
+        ) from None
+    except MemoryError:
+        raise UnreadableDataError(
+            f"an IDX file in {path.parent} does not fit into memory: unpack it; plain files are read a few "
+            "images at a time"
         ) from None
 
 
@@ -182,7 +205,7 @@ def _of_another_length(path: Path) -> UnreadableDataError:
 def _state_of(file: BinaryIO) -> tuple[int, ...]:
     """What changes when a file is written to, or another is put in its place."""
     found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _labels_of(images: Path) -> Path:

@@ -279,6 +279,7 @@ LABELS = idx(2, data=bytes(2))
         (idx(2, 4, 4, data=bytes(128), element=13), LABELS),
         (idx(2, 4, 4, data=bytes(32), zeros=1), LABELS),
         (idx(2, 0, 4, data=b""), LABELS),
+        (idx(0, 2**32 - 1, 2**32 - 1, data=b""), idx(0, data=b"")),
         (IMAGES, idx(3, data=bytes(3))),
         (IMAGES, idx(2, 1, data=bytes(2))),
         (IMAGES, b"dear diary"),
@@ -289,6 +290,18 @@ def test_malformed_idx_files_are_refused(tmp_path, images, labels, packed):
     for name, data in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
         if data is not None:
             (tmp_path / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+    with pytest.raises(UnreadableDataError):
+        open_images(tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_what_is_named_like_an_idx_file_but_is_none_is_refused(tmp_path, make, kind):
+    for name, data in (("train-images-idx3-ubyte", IMAGES), ("train-labels-idx1-ubyte", LABELS)):
+        if kind in name:
+            make(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(data)
     with pytest.raises(UnreadableDataError):
         open_images(tmp_path)
 

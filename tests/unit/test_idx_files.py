@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 
-from dpmepf.shared.idx_files import IdxPixels, open_idx_images
+from dpmepf.shared.idx_files import IdxPixels, _state_of, open_idx_images
 from dpmepf.shared.image_errors import UnreadableDataError
 from dpmepf.shared.image_loading import iterate_batches
 from dpmepf.shared.image_sources import open_images
@@ -101,29 +103,61 @@ def put_another_in_its_place(path: Path) -> None:
     other.replace(path)
 
 
-def remove(path: Path) -> None:
+def put_a_pipe_in_its_place(path: Path) -> None:
     path.unlink()
+    os.mkfifo(path)
 
 
-@pytest.mark.parametrize("change", [shorten, lengthen, overwrite, put_another_in_its_place, remove])
+def overwrite_and_set_back_its_time(path: Path) -> None:
+    times = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+CHANGES = [
+    shorten,
+    lengthen,
+    overwrite,
+    overwrite_and_set_back_its_time,
+    put_another_in_its_place,
+    put_a_pipe_in_its_place,
+    Path.unlink,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("resolution", [28, 32])
 def test_a_file_that_changes_while_it_is_read_ends_the_run_without_its_name(
-    tmp_path: Path, change, resolution: int
+    tmp_path: Path, change: Callable[[Path], object], resolution: int
 ) -> None:
     """Unreadable images may be left out, but this is not one image's fault."""
     source = open_images(set_of(tmp_path, images_of((COUNT, 32, 32))), classes=("a", "b", "c"))
     batches = iterate_batches(source, resolution=resolution, channels=1, batch_size=8, skip_unreadable=True)
     next(batches)
     change(tmp_path / f"{SECRET}-train-images-idx3-ubyte")
-    with pytest.raises(UnreadableDataError, match="changed or went away while it was read") as caught:
+    with pytest.raises(UnreadableDataError, match=r"was changed while it was read|cannot be read any more") as caught:
         list(batches)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def test_a_file_that_shrinks_between_the_check_and_the_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_written_to_after_the_check_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_images(tmp_path / "images", images_of((COUNT, 40, 40)))
+    pixels = open_idx_images(path)
+    checks = []
+
+    def check_then_overwrite(file: BinaryIO) -> tuple[int, ...]:
+        checks.append(_state_of(file))
+        overwrite(path)
+        return checks[-1]
+
+    monkeypatch.setattr("dpmepf.shared.idx_files._state_of", check_then_overwrite)
+    with pytest.raises(UnreadableDataError, match="was changed while it was read"):
+        pixels[:]
+    assert len(checks) == 2
+
+
+def test_a_short_read_is_refused_whatever_the_file_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_images(tmp_path / "images", images_of((COUNT, 4, 4)))
     pixels = open_idx_images(path)
     assert isinstance(pixels, IdxPixels)
@@ -132,3 +166,28 @@ def test_a_file_that_shrinks_between_the_check_and_the_read_is_refused(
     assert len(pixels[:40]) == 40
     with pytest.raises(UnreadableDataError, match="changed"):
         pixels[40:]
+
+
+@pytest.mark.parametrize("places", [[-1], [0, COUNT], [2**62]])
+def test_places_outside_the_file_are_no_images(tmp_path: Path, places: list[int]) -> None:
+    pixels = open_idx_images(write_images(tmp_path / "images", images_of((COUNT, 4, 4))))
+    with pytest.raises(IndexError):
+        pixels[np.array(places)]
+
+
+def test_it_is_found_again_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = images_of((COUNT, 4, 4))
+    write_images(tmp_path / "images", array)
+    monkeypatch.chdir(tmp_path)
+    pixels = open_idx_images(Path("images"))
+    monkeypatch.chdir("/")
+    assert np.array_equal(pixels[:5], array[:5, :, :, None])
+
+
+def test_public_images_need_not_stay(tmp_path: Path) -> None:
+    array = images_of((COUNT, 28, 28))
+    source = open_images(set_of(tmp_path, array), classes=("a", "b", "c"), public=True)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    (images, _), *_ = iterate_batches(source, resolution=28, channels=1, batch_size=COUNT)
+    assert np.array_equal(images[:, 0], array)
