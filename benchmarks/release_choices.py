@@ -130,7 +130,8 @@ def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Te
 def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and budget a table with a row for each choice, in the order of `CHOICES`."""
     text = []
-    for (data, epsilon, delta, preset, steps), group in groupby(sorted(distinct(records), key=_table_of), key=_table_of):
+    ordered = sorted(distinct(records), key=_table_of)
+    for (data, epsilon, delta, preset, steps), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
         for choice, (description, _) in CHOICES.items():
