@@ -131,7 +131,7 @@ def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and budget a table with a row for each choice, in the order of `CHOICES`."""
     text = []
     ordered = sorted(distinct(records), key=_table_of)
-    for (data, epsilon, delta, preset, steps), group in groupby(ordered, key=_table_of):
+    for (data, epsilon, delta, preset, steps, extractor), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
         for choice, (description, _) in CHOICES.items():
@@ -151,15 +151,16 @@ def table(records: Sequence[Record]) -> str:
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
-            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps)\n\n"
+            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps; {extractor})\n\n"
             + markdown([*head, "labels corrected, of runs"], rows)
         )
     return "\n".join(text)
 
 
-def _table_of(run: Record) -> tuple[str, float, float, str, int]:
+def _table_of(run: Record) -> tuple[str, float, float, str, int, str]:
     """Runs that differ in these stand in different tables."""
-    return run["data"], run["epsilon"], run["delta"], run["settings"]["preset"], run["settings"]["steps"]
+    training, extractor = run["settings"], run["extractor"].partition(",")[0]
+    return run["data"], run["epsilon"], run["delta"], training["preset"], training["steps"], extractor
 
 
 def document(records: Sequence[Record]) -> str:
