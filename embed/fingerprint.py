@@ -47,7 +47,7 @@ def run_fingerprint(
         digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
     if isinstance(source, ArrayImageSource):  # whose names are places: another file has the same
         for start in range(0, len(source.pixels), HASHED_IMAGES):
-            digest.update(source.pixels[start : start + HASHED_IMAGES].tobytes())
+            digest.update(np.ascontiguousarray(source.pixels[start : start + HASHED_IMAGES]).data)
     elif isinstance(source, EncodedImageSource):  # an archive may have been replaced since it was opened
         digest.update(source.members.directory())
     return digest.digest()
