@@ -54,7 +54,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     feature_map = feature_map_of(encoder, side)
     in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     labels = torch.arange(len(images)) % CLASSES
-    sources = {form: open_images(path, public=True) for form, path in data.items()}
+    sources = {form: open_images(path) for form, path in data.items()}
     sides: dict[str, Callable[[], float]] = {"bare": lambda: _bare_rate(feature_map, in_memory, sizes.batch)}
     for form, source in sources.items():
         sides[f"{form} decoding"] = lambda source=source: _decoding_rate(source, side, sizes.batch)
@@ -163,7 +163,7 @@ def _mnist(sizes: Sizes) -> Part:
     if not sizes.mnist.exists():
         part.notes.append(f"Not measured: {sizes.mnist} is not on this machine; --mnist names another place.")
         return part
-    source = open_images(sizes.mnist, public=True)
+    source = open_images(sizes.mnist)
     images, _ = load_all(source, resolution=28, channels=1)
     feature_map = feature_map_of("builtin", 28, 1)
     command = Path(sysconfig.get_path("scripts")) / "dpmepf-embed"
