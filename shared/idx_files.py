@@ -73,8 +73,6 @@ class IdxPixels:
     after, it is the one that was opened first, as it was then.
     """
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(self, path: Path, shape: tuple[int, ...], *, start: int, state: tuple[int, ...]) -> None:
         self.shape = shape
         self._path = path.absolute()

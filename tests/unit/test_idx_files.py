@@ -43,7 +43,7 @@ def test_any_selection_of_a_plain_file_is_that_of_the_array(tmp_path: Path, shap
     pixels = open_idx_images(write_images(tmp_path / "images", array))
     array = array.reshape(*shape[:3], -1)
     assert isinstance(pixels, IdxPixels)
-    assert (pixels.shape, pixels.dtype, len(pixels)) == (array.shape, array.dtype, COUNT)
+    assert (pixels.shape, len(pixels)) == (array.shape, COUNT)
     for part in (slice(None), slice(3, 9), slice(48, 99), slice(7, 7), slice(-5, None), slice(None, None, -3)):
         assert np.array_equal(pixels[part], array[part])
     random = np.random.default_rng(1)
