@@ -2,7 +2,7 @@
 
 Layout: two zero bytes, the element type (8 is uint8), the number of dimensions, each dimension as a big-endian uint32,
 then the elements. A file whose length disagrees with its header is refused. Plain files of images are read a few at a
-time, so that they take no memory however many they are; gzipped ones, which cannot be, are held whole.
+time, so that no memory is taken for all; gzipped ones, which cannot be, are held whole.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def open_idx_images(path: Path) -> NDArray[np.uint8] | IdxPixels:
         holds_images = len(images) == 4 and images[3] in (1, 3, 4) and 0 not in images[1:]
         if not holds_images or images[1] * images[2] > LARGEST_IMAGE:
             raise UnreadableDataError(
-                f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4"
+                f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4, of "
+                f"at most {LARGEST_IMAGE // 1_000_000} million pixels"
             )
         if isinstance(file, gzip.GzipFile):
             return np.frombuffer(_read_elements(file, math.prod(shape), path), np.uint8).reshape(images)
@@ -160,7 +161,9 @@ def _without_waiting(path: str, flags: int) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     if not path.is_file():
-        raise UnreadableDataError(f"what is named like an IDX file in {path.parent} is no file")
+        raise UnreadableDataError(
+            f"what is named like an IDX file in {path.parent} is no file: put the file there, or remove it"
+        )
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield file

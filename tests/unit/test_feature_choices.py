@@ -101,6 +101,14 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     assert "| 50.0 | 0.2500 |" in text
 
 
+@pytest.mark.parametrize("change", [{"delta": 1e-6}, {"extractor": "another encoder, of 3"}, {"epsilon": 2.0}])
+def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str, object]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    run = read_log(root / "benchmarks" / "choices.jsonl")[0]
+    assert release_choices.table([run, {**run, "seed": 1}]).count("## ") == 1
+    assert release_choices.table([run, {**run, "seed": 1, **change}]).count("## ") == 2
+
+
 def test_the_document_is_that_of_the_log() -> None:
     root = Path(__file__).resolve().parents[2]
     log = read_log(root / "benchmarks" / "choices.jsonl")

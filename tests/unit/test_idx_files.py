@@ -64,9 +64,9 @@ def test_batches_are_those_of_the_array(tmp_path: Path, workers: int, resolution
     np.savez(tmp_path / "same.npz", x=array, y=np.arange(300) % 3)
     (tmp_path / "idx").mkdir()
     sources = [
-        open_images(path, classes=("a", "b", "c"), public=True)
-        for path in (set_of(tmp_path / "idx", array), tmp_path / "same.npz")
+        open_images(path, classes=("a", "b", "c")) for path in (set_of(tmp_path / "idx", array), tmp_path / "same.npz")
     ]
+    assert isinstance(sources[0].pixels, IdxPixels)
     order = np.random.default_rng(2).permutation(300)
     for chosen in (sources, [source.rearranged(order) for source in sources]):
         found, expected = (
