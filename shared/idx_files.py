@@ -127,8 +127,8 @@ def open_idx_images(path: Path) -> NDArray[np.uint8] | IdxPixels:
         holds_images = len(images) == 4 and images[3] in (1, 3, 4) and 0 not in images[1:]
         if not holds_images or images[1] * images[2] > LARGEST_IMAGE:
             raise UnreadableDataError(
-                f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 or 4, of "
-                f"at most {LARGEST_IMAGE // 1_000_000} million pixels"
+                f"an IDX file in {path.parent} holds no images: expected N x H x W, or N x H x W x C with C = 1, 3 "
+                f"or 4, of at most {LARGEST_IMAGE // 1_000_000} million pixels"
             )
         if isinstance(file, gzip.GzipFile):
             return np.frombuffer(_read_elements(file, math.prod(shape), path), np.uint8).reshape(images)
