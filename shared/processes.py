@@ -113,6 +113,10 @@ def joined(*, nothing: str, not_again: str, backend: str = "gloo") -> Iterator[N
         return
     import torch.distributed as dist
 
+    # torch.optim imports this, and its functions keep the group there is when they are defined, as a default argument:
+    # after that, no threads of gloo's would end before the interpreter, which then aborts now and then.
+    import torch.distributed.nn  # noqa: F401
+
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and _has_loopback():
         os.environ["GLOO_SOCKET_IFNAME"] = _LOOPBACK
     with losses_said_plainly(nothing):
