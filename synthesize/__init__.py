@@ -7,7 +7,7 @@
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
     parallel        TrainingProcesses: several processes, one generator; batch_norm
-    labelling       MeanDiscriminant
+    labelling       MeanDiscriminant, learn_discriminant; refining
     public_images   open_public_images, choose_public_images
     checkpoint      save_checkpoint, load_checkpoint
     sampling        images_per_class, draw_images, write_image_folders, write_npz, class_folder_names

@@ -164,12 +164,13 @@ def main(
 
 
 class _Display:
-    """The live view: a bar for training with the loss, one for choosing public images, one for drawing."""
+    """The live view: bars for training with the loss, learning labels, choosing public images, drawing."""
 
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
         self.images_per_step = 1
         self.training_task: TaskID | None = None
+        self.labelling_task: TaskID | None = None
         self.public_task: TaskID | None = None
         self.drawing_task: TaskID | None = None
 
@@ -177,6 +178,7 @@ class _Display:
         return SynthesisCallbacks(
             on_start=self.start,
             on_step=self.step,
+            on_labelling=self.labelling,
             on_public_images=self.public_images,
             on_images=self.images,
             stop_requested=stop_requested,
@@ -203,6 +205,11 @@ class _Display:
                 description=f"Training, loss {sum(recent) / len(recent):.4f}",
             )
 
+    def labelling(self, count: int, total: int) -> None:
+        if self.labelling_task is None:
+            self.labelling_task = self.bar.add_task("Learning labels", total=total)
+        self.bar.advance(self.labelling_task, count)
+
     def public_images(self, count: int, total: int) -> None:
         if self.public_task is None:
             self.public_task = self.bar.add_task("Looking at public images", total=total)
@@ -210,6 +217,8 @@ class _Display:
 
     def images(self, count: int, total: int) -> None:
         if self.drawing_task is None:
+            if self.labelling_task is not None:  # it ends when images agree no better, mostly before the last one
+                self.bar.update(self.labelling_task, total=self.bar.tasks[self.labelling_task].completed)
             self.drawing_task = self.bar.add_task("Drawing", total=total)
         self.bar.advance(self.drawing_task, count)
 

@@ -1,10 +1,11 @@
-"""Labels for generated images from what the release says of the classes: linear discriminant analysis.
+"""Labels for generated images from what the release says of the classes.
 
 A generator is asked for a class, but what it draws may look more like another one: its class means are right while
 single images are not. Class means and the covariance within classes define the classifier that is best for Gaussian
-features of equal covariance: the class whose mean is nearest in the within-class metric (Fisher 1936; Hastie et al.,
-The Elements of Statistical Learning, section 4.3). Where it agrees with the class that was asked for, the image keeps
-that; where it finds that class improbable, the image gets the nearest; what lies between is left out.
+features of equal covariance, linear discriminant analysis: the class whose mean is nearest in the within-class metric
+(Fisher 1936; Hastie et al., The Elements of Statistical Learning, section 4.3). `refining` makes better scores of it,
+by logistic regression. Where they agree with the class that was asked for, the image keeps that; where they find that
+class improbable, the image gets the most probable one; what lies between is left out.
 
 The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many
 of them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the
@@ -19,6 +20,8 @@ Only the release and generated images enter: post-processing.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,20 +30,22 @@ from torch.nn import functional
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.refining import STEPS, LinearScores, refined_scores
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 from dpmepf.synthesize.training import FeatureFunction
 
 IMAGES = 10_000  # drawn to learn from, over all classes
 FEWEST_OF_CLASS = 20
-CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their features a second time
+CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their features once more
+IMAGES_PER_STEP = 1_000  # drawn for a step of refining, over all classes
 RADIUS_QUANTILE = 0.99  # of the squared distances of generated images from the mean of their class
 IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
-SELDOM = 0.1  # share of images drawn for another class than the nearest, up to which none is corrected
+SELDOM = 0.1  # share of images drawn for another class than the most probable, up to which none is corrected
 
 
 class MeanDiscriminant:
-    """Which class an image belongs to, by its distance from the class means.
+    """Which class an image belongs to: that of the nearest mean, or of the best score after `refine`.
 
     Args:
         means: K×D class means.
@@ -53,12 +58,11 @@ class MeanDiscriminant:
         self.metric = metric
         self.features_of = features_of
         # From the centre of the means, ‖f − m‖² = ‖f‖² − 2·(f·Am − m·Am/2): the larger the bracket, the nearer.
-        self.centre = means.mean(dim=0)
-        offsets = means - self.centre
-        self.directions = metric.apply(offsets)  # K x D
-        self.thresholds = 0.5 * (self.directions * offsets).sum(dim=1)  # K
+        centre = means.mean(dim=0)
+        directions = metric.apply(means - centre)
+        self.linear = LinearScores(centre, directions, 0.5 * (directions * (means - centre)).sum(dim=1))
         self.temperature = 1.0
-        self.disagreement = 1.0  # share of generated images whose nearest class is not the one they were drawn for
+        self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
     @property
@@ -67,8 +71,8 @@ class MeanDiscriminant:
         return self.disagreement > SELDOM
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return N×K scores of N×D features: the higher, the nearer the class."""
-        return (features - self.centre) @ self.directions.T - self.thresholds
+        """Return N×K scores of N×D features: the higher, the more probable the class."""
+        return self.linear(features)
 
     def squared_distances(self, features: Tensor, classes: Tensor) -> Tensor:
         """Return (f − m)ᵀA(f − m) for each f of N×D features and the mean m of its class."""
@@ -79,7 +83,7 @@ class MeanDiscriminant:
         """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty. Also find how often the nearest class is not the one of `classes`.
+        far too much certainty. Also find how often the best score is not that of the class in `classes`.
         """
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
@@ -87,21 +91,34 @@ class MeanDiscriminant:
         self.temperature = float(temperatures[losses.argmin()])
         self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
 
+    def refine(self, released: Tensor, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
+        """Make better scores of calibrated ones (`refining.refined_scores`); they want calibrating again.
+
+        Args:
+            released: K×D class means that generated images had no part in: these would teach to agree with the class
+                that was asked for, right or wrong.
+            draw: called with the number of a step: features and classes of the images to learn from in it.
+        """
+        temperature, self.temperature = self.temperature, 1.0
+        self.linear = refined_scores(
+            self.linear.divided_by(temperature), released, lambda rows: self.metric.apply(rows) / temperature, draw
+        )
+
     @torch.inference_mode()
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
         """Return the class of each of N×C×R×R uint8 images that were drawn for classes `asked`, or `LEFT_OUT`."""
         probabilities = (self.scores(_features(self.features_of, images)) / self.temperature).softmax(dim=1)
-        nearest = probabilities.argmax(dim=1)
+        best = probabilities.argmax(dim=1)
         of_asked = probabilities.gather(1, asked[:, None]).squeeze(1)
-        return torch.where((nearest == asked) | (of_asked < IMPROBABLE), nearest, LEFT_OUT)
+        return torch.where((best == asked) | (of_asked < IMPROBABLE), best, LEFT_OUT)
 
     @torch.inference_mode()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Look at N×C×R×R uint8 images of which nothing is known, on any device.
 
         Returns:
-            Of each image the nearest class, by how much its score exceeds the second's, and the squared distance from
-            its mean.
+            Of each image the class of the best score, by how much that exceeds the second, and the squared distance
+            from the mean of that class.
         """
         features = _features(self.features_of, images.to(self.means.device))
         best, classes = self.scores(features).topk(2, dim=1)
@@ -109,7 +126,13 @@ class MeanDiscriminant:
 
 
 def learn_discriminant(
-    generator: Generator, targets: ClassTargets, features_of: FeatureFunction, *, ridge: float, seed: int
+    generator: Generator,
+    targets: ClassTargets,
+    features_of: FeatureFunction,
+    *,
+    ridge: float,
+    seed: int,
+    on_images: Callable[[int, int], None] = lambda count, total: None,
 ) -> MeanDiscriminant:
     """Draw images, and learn from them and from the released means which class an image belongs to.
 
@@ -119,33 +142,53 @@ def learn_discriminant(
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.
+        on_images: called with the number of images just drawn and the number of all, if none can be spared.
     """
     class_count = len(targets.means)
     per_class = max(FEWEST_OF_CLASS, IMAGES // class_count)
+    per_step = -(-IMAGES_PER_STEP // class_count)
     device = next(generator.parameters()).device
+
+    def draw(per_class: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+        for images, class_index in draw_images(generator, [per_class] * class_count, seed=seed):
+            on_images(len(images), class_count * total_per_class)
+            yield torch.from_numpy(images).to(device), class_index
+
+    def draw_step(step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, class_index in draw(per_step, seed - 1 - step):
+            yield _features(features_of, images), torch.full((len(images),), class_index, device=device)
+
+    def calibrate() -> None:
+        scores = torch.cat([discriminant.scores(_features(features_of, images)) for images, _ in kept])
+        classes = [torch.full((len(images),), class_index, device=device) for images, class_index in kept]
+        discriminant.calibrate(scores, torch.cat(classes))
+
+    total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
     metric = WithinClassMetric(features_of.segments, ridge=ridge, noise_variance=0.0)
     second_moments = [torch.zeros(s.channels, s.channels, device=device) for s in features_of.segments]
     kept: list[tuple[Tensor, int]] = []  # images to calibrate on
     with torch.inference_mode():
-        for images, class_index in draw_images(generator, [per_class] * class_count, seed=seed):
-            batch = torch.from_numpy(images).to(device)
-            features = _features(features_of, batch)
+        for images, class_index in draw(per_class, seed):
+            features = _features(features_of, images)
             generated[class_index] += features.sum(dim=0) / per_class
             for total, part in zip(second_moments, metric.second_moments(features), strict=True):
                 total += part
-            kept.append((batch[::CALIBRATION_STRIDE], class_index))
+            kept.append((images[::CALIBRATION_STRIDE], class_index))
         means, error_variance = shrunken_means(targets, generated)
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
         discriminant = MeanDiscriminant(means, metric, features_of)
-        classes = [torch.full((len(batch),), index, device=device) for batch, index in kept]
-        scores, distances = [], []
-        for (batch, _), of_batch in zip(kept, classes, strict=True):
-            features = _features(features_of, batch)
-            scores.append(discriminant.scores(features))
-            distances.append(discriminant.squared_distances(features, of_batch))
-        discriminant.calibrate(torch.cat(scores), torch.cat(classes))
+        calibrate()
+        if discriminant.corrects:
+            discriminant.refine(targets.means.to(device), draw_step)
+            calibrate()
+        distances = [
+            discriminant.squared_distances(
+                _features(features_of, images), torch.full((len(images),), class_index, device=device)
+            )
+            for images, class_index in kept
+        ]
         discriminant.squared_radius = float(torch.cat(distances).quantile(RADIUS_QUANTILE))
     return discriminant
 

@@ -130,7 +130,7 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         "Each row is a class." if 1 < len(classes) <= MOST_LABELLED_ROWS else "Images follow the order of the classes."
     )
     labels_note = (
-        "An image has the class that it was drawn for, or, where the class means say otherwise, that of the nearest."
+        "An image has the class that it was drawn for, or, where the class means say otherwise, the one they say."
         if output["relabelled"]
         else "An image's class is the one that the generator was asked for."
     )

@@ -43,6 +43,7 @@ class SynthesisCallbacks:
     Fields:
         on_start: called once, before the first step, with the folder where previews appear.
         on_step: called after every training step.
+        on_labelling: called with the number of images just drawn to learn labels from, and the number of all, at most.
         on_public_images: called with the number of public images just looked at and the number of all.
         on_images: called with the number of images just written, first 0, and the number to write.
         stop_requested: asked after every step and every few images; True ends the run with `TrainingStopped`, a
@@ -52,6 +53,7 @@ class SynthesisCallbacks:
 
     on_start: Callable[[GeneratorTraining, Path], None] = lambda training, folder: None
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
+    on_labelling: Callable[[int, int], None] = lambda count, total: None
     on_public_images: Callable[[int, int], None] = lambda count, total: None
     on_images: Callable[[int, int], None] = lambda count, total: None
     stop_requested: Callable[[], bool] = lambda: False
@@ -206,12 +208,18 @@ def _draw(
 
     def advance(count: int) -> None:
         callbacks.on_images(count, total)
+        stop_if_requested()
+
+    def drew_to_learn(count: int, most: int) -> None:
+        callbacks.on_labelling(count, most)
+        stop_if_requested()
+
+    def stop_if_requested() -> None:
         if callbacks.stop_requested():
             raise TrainingStopped("stopped while drawing images")
 
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)
-    advance(0)
     label, chosen = None, []
     if (request.relabel or public) and len(artifact.classes) > 1:
         discriminant = learn_discriminant(
@@ -220,10 +228,12 @@ def _draw(
             run.feature_map,
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
+            on_images=drew_to_learn,
         )
         label = discriminant if request.relabel and discriminant.corrects else None
         if public:
             chosen = choose_public_images(public, discriminant, numbers, on_images=callbacks.on_public_images, **form)
+    advance(0)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
     public_numbers = per_class(chosen, len(numbers))
     batches = chain(

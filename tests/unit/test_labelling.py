@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
-from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant, shrunken_means
+from dpmepf.synthesize.labelling import IMAGES, SELDOM, MeanDiscriminant, learn_discriminant, shrunken_means
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -177,3 +177,17 @@ def test_labels_are_corrected_only_where_they_are_often_wrong(confused: float) -
     label = learn_discriminant(generator, released_squares(feature_map, 0.0), feature_map, ridge=0.3, seed=5)
     assert label.disagreement == pytest.approx(confused, abs=0.02)
     assert label.corrects is (confused > 0.1)
+
+
+@pytest.mark.parametrize("confused", [0.05, 0.2])
+def test_scores_are_refined_only_where_labels_are_corrected_and_progress_is_told(confused: float) -> None:
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator(confused))
+    told: list[tuple[int, int]] = []
+    targets = released_squares(feature_map, 0.0)
+    learn_discriminant(
+        generator, targets, feature_map, ridge=0.3, seed=5, on_images=lambda count, total: told.append((count, total))
+    )
+    (total,) = {total for _, total in told}
+    drawn = sum(count for count, _ in told)
+    assert drawn <= total
+    assert (drawn > CLASSES * (IMAGES // CLASSES)) is (confused > SELDOM)

@@ -1,0 +1,128 @@
+"""Logistic regression without labelled images: class means say what labels would, generated images the rest.
+
+The mean loss of multinomial logistic regression on records (f, y) with scores s_c = w_c·f − b_c,
+
+    E log Σ_c exp s_c(f) − Σ_c π_c (w_c·m_c − b_c),
+
+takes from the labels nothing but the class means m_c, which is what is released. Its other term is an average over
+features alone, for which generated images stand in. The gradient is E p_c(f) f − π_c m_c, where p is the softmax of the
+scores (Hastie et al., The Elements of Statistical Learning, section 4.4; π_c are equal here, as generated images are
+drawn equally many of each class).
+
+Linear discriminant analysis, from which this starts, is right for Gaussian features of equal covariance; logistic
+regression assumes neither. But the longer it runs, the more it learns of the noise in the means, and of differences
+between generated and private images. Neither makes generated images agree better with the class that they were drawn
+for, so training stops, and goes back, to where they agree best.
+
+Only the release and generated images enter: post-processing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+STEPS = 80  # at most
+PATIENCE = 12  # steps without better agreement before it stops
+RATE = 0.1  # of a step, times the number of classes; Newton's would be some ten times as long
+MEMORY = 0.9  # share of the past in the averages of scores, of which the best are returned, and of their agreement
+
+Batch = Iterable[tuple[Tensor, Tensor]]
+"""Features (n×D) and classes (int64 n) of generated images, part by part; of each class equally many in all."""
+
+
+@dataclass(frozen=True)
+class LinearScores:
+    """(f − centre)·directions − thresholds: K scores of features f, of which softmax makes probabilities.
+
+    Fields:
+        centre: D.
+        directions: K×D.
+        thresholds: K.
+    """
+
+    centre: Tensor
+    directions: Tensor
+    thresholds: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return N×K scores of N×D features."""
+        return (features - self.centre) @ self.directions.T - self.thresholds
+
+    def divided_by(self, temperature: float) -> LinearScores:
+        return LinearScores(self.centre, self.directions / temperature, self.thresholds / temperature)
+
+    def towards(self, other: LinearScores, share: float) -> LinearScores:
+        """Return scores that are `share` of the way from these to others of the same centre."""
+        return LinearScores(
+            self.centre,
+            self.directions.lerp(other.directions, share),
+            self.thresholds.lerp(other.thresholds, share),
+        )
+
+
+def refined_scores(
+    start: LinearScores,
+    means: Tensor,
+    metric: Callable[[Tensor], Tensor],
+    draw: Callable[[int], Batch],
+    *,
+    steps: int = STEPS,
+) -> LinearScores:
+    """Improve on `start` for as long as generated images agree better with the class that they were drawn for.
+
+    Args:
+        start: scores whose softmax is about as certain as it is right.
+        means: K×D released class means.
+        metric: A, K×D -> K×D, of the scale at which start's directions are A times deviations of means.
+        draw: called with the number of a step, from 0: the images of that step, others each time.
+        steps: at most.
+
+    Returns:
+        The scores that agreed best, possibly `start`.
+    """
+    rate = RATE * len(means)
+    targets = (means - start.centre) / len(means)
+    current = average = best = start
+    gain, most, best_step = 0.0, 0.0, 0
+    for step in range(steps):
+        gained, sums, shares = _look_at(draw(step), start, current, average)
+        gain = MEMORY * gain + (1 - MEMORY) * gained
+        if gain > most:
+            best, most, best_step = average, gain, step
+        elif step - best_step >= PATIENCE:
+            break
+        residuals = sums - targets
+        residuals -= residuals.mean(dim=0)  # what all share is how generated images differ from private ones
+        current = LinearScores(
+            start.centre,
+            current.directions - rate * metric(residuals),
+            current.thresholds + rate * (shares - 1 / len(means)),
+        )
+        average = average.towards(current, max(1 - MEMORY, 1 / (step + 2)))
+    return best
+
+
+def _look_at(
+    batch: Batch, start: LinearScores, current: LinearScores, average: LinearScores
+) -> tuple[float, Tensor, Tensor]:
+    """What a step needs to know of its images, with the probabilities p_c that `current` gives them.
+
+    Returns:
+        By how much `average` has less cross-entropy than `start` with the classes they were drawn for, on the mean of
+        the same images; means of p_c·(f − centre), K×D, and of p_c, K.
+    """
+    sums, shares = torch.zeros_like(current.directions), torch.zeros_like(current.thresholds)
+    gained, count = 0.0, 0
+    for features, classes in batch:
+        probabilities = current(features).softmax(dim=1)
+        sums += probabilities.T @ (features - current.centre)
+        shares += probabilities.sum(dim=0)
+        losses = [functional.cross_entropy(scores(features), classes, reduction="sum") for scores in (start, average)]
+        gained += float(losses[0] - losses[1])
+        count += len(features)
+    return gained / count, sums / count, shares / count
