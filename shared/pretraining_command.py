@@ -66,6 +66,13 @@ DEFAULTS = PretrainingSettings()
     help="Peak of the one-cycle schedule, for SGD with momentum 0.9.",
 )
 @click.option(
+    "--attack-radius",
+    type=click.FloatRange(0),
+    default=DEFAULTS.attack_radius,
+    help="Train on images moved so far in the direction that raises the loss most (Euclidean length, pixels from 0 to "
+    "1): what is then generated shows more of what a person recognises. 0: not at all.",
+)
+@click.option(
     "--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation."
 )
 @click.option("--device", default="auto", help="Where to train: auto, cpu, cuda or cuda:N.")
@@ -80,6 +87,7 @@ def main(
     resolutions: str,
     batch_size: int,
     learning_rate: float,
+    attack_radius: float,
     seed: int,
     device: str,
 ) -> None:
@@ -95,6 +103,7 @@ def main(
         resolutions=_resolutions(resolutions),
         batch_size=batch_size,
         learning_rate=learning_rate,
+        attack_radius=attack_radius,
         seed=seed,
     )
     initial_state = None if start_from is None else read_weights(start_from)

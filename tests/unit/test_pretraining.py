@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +12,29 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch.nn.functional import cross_entropy
 
 from dpmepf.shared.encoders import BuiltinEncoder, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
+    attacked,
     augment,
     held_out_accuracy,
     pretrain_encoder,
     split_held_out,
+    standardise,
 )
 from dpmepf.shared.pretraining_command import main, read_weights
 
-SETTINGS = PretrainingSettings(epochs=3, resolutions=(8, 16), batch_size=8, learning_rate=0.02)  # batches of 128: 0.15
+SETTINGS = PretrainingSettings(epochs=6, resolutions=(8, 16), batch_size=8, learning_rate=0.02)  # batches of 128: 0.15
 
 
 def two_colours(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.arange(count) % 2
-    images = torch.randint(0, 60, (count, 3, 16, 16), dtype=torch.uint8)
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 60, (count, 3, 16, 16), dtype=torch.uint8, generator=random)
     images[labels == 1] += 150
     return images, labels
 
@@ -46,6 +52,45 @@ def test_augmentation_is_reproducible_and_changes_each_image_on_its_own() -> Non
     assert torch.equal(first, augment(batch, SETTINGS, torch.Generator().manual_seed(3)))
     assert first.shape == batch.shape
     assert not torch.equal(first[0], first[1])
+
+
+def test_an_attack_moves_each_image_by_the_radius_and_raises_its_loss() -> None:
+    images, labels = two_colours(16)
+    pixels = images.float() / 255
+    torch.manual_seed(1)
+    encoder = BuiltinEncoder(2).eval()
+    moved = attacked(encoder, pixels, labels, replace(SETTINGS, attack_radius=0.01))
+    torch.testing.assert_close((moved - pixels).flatten(1).norm(dim=1), torch.full((16,), 0.01), rtol=1e-3, atol=0)
+    assert not moved.requires_grad and all(parameter.grad is None for parameter in encoder.parameters())
+    before, after = (
+        cross_entropy(encoder(standardise(batch)), labels, label_smoothing=SETTINGS.label_smoothing, reduction="none")
+        for batch in (pixels, moved)
+    )
+    assert (after > before).all()
+
+
+def test_training_is_on_attacked_images(tmp_path: Path) -> None:
+    images, labels = two_colours(64)
+
+    def first_loss(radius: float) -> float:
+        losses: list[float] = []
+        pretrain_encoder(
+            images,
+            labels,
+            2,
+            replace(SETTINGS, epochs=1, attack_radius=radius),
+            checkpoint=tmp_path / f"{radius}",
+            report=lambda progress: losses.append(progress.loss),
+        )
+        return losses[0]
+
+    assert first_loss(0.05) > first_loss(0.0) + 0.1
+
+
+def test_a_radius_that_is_no_length_is_refused() -> None:
+    for radius in (-0.1, math.inf, math.nan):
+        with pytest.raises(UsageError, match=f"the attack radius is {radius}; choose 0 or a little more"):
+            PretrainingSettings(attack_radius=radius)
 
 
 def test_training_learns_and_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
