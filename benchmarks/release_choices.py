@@ -5,8 +5,8 @@ same code and settings. Quoted are
 
 - noise / difference: expected length of a class mean's noise over the typical distance of a class's mean from their
   centre, which is what a dimension costs;
-- class means: real test images whose class is that of the nearest mean, by the rule that corrects labels (`dpmepf-synth
-  --relabel`), so what the means tell without any generator's images being looked at;
+- class means: real test images whose class the rule finds that corrects labels (`dpmepf-synth --relabel`), so what the
+  means tell, with a little help from generated images;
 - CNN: accuracy on real test images of the CNN of `dpmepf-eval`, trained on the synthetic ones.
 """
 
@@ -122,7 +122,7 @@ def relative_noise(targets: ClassTargets) -> float:
 
 
 def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images whose nearest class mean is that of their label."""
+    """Share of images whose label the discriminant finds."""
     found = torch.cat([discriminant.judge(batch)[0].cpu() for batch in images.split(BATCH)])
     return float((found == labels).float().mean())
 
