@@ -95,8 +95,8 @@ class MeanDiscriminant:
         """Make better scores of calibrated ones (`refining.refined_scores`); they want calibrating again.
 
         Args:
-            released: K×D class means that generated images had no part in: these would teach to agree with the class
-                that was asked for, right or wrong.
+            released: K×D class means in which generated images have as little part as may be: they would teach to
+                agree with the class that was asked for, right or wrong.
             draw: called with the number of a step: features and classes of the images to learn from in it.
         """
         temperature, self.temperature = self.temperature, 1.0
@@ -181,7 +181,7 @@ def learn_discriminant(
         discriminant = MeanDiscriminant(means, metric, features_of)
         calibrate()
         if discriminant.corrects:
-            discriminant.refine(targets.means.to(device), draw_step)
+            discriminant.refine(means_to_learn_from(targets, generated), draw_step)
             calibrate()
         distances = [
             discriminant.squared_distances(
@@ -207,14 +207,30 @@ def shrunken_means(targets: ClassTargets, generated: Tensor) -> tuple[Tensor, fl
     Returns:
         K×D estimates and the typical variance of their error in one coordinate.
     """
-    dimension = generated.shape[1]
-    released = targets.means.to(generated.device)
-    noise = dimension * np.maximum(targets.noise_variance, 1e-18)
-    excess = (released - generated).square().sum(dim=1).double().cpu().numpy() - noise
-    error = max(float(np.average(excess, weights=noise**-2.0)), 0.0)
-    shares = torch.as_tensor(error / (error + noise), dtype=torch.float32, device=generated.device)
-    means = torch.lerp(generated, released, shares[:, None])
-    return means, float(np.median(error * noise / (error + noise))) / dimension
+    error, noise = _squared_errors(targets, generated)
+    means = _lerp_rows(generated, targets.means, error / (error + noise))
+    return means, float(np.median(error * noise / (error + noise))) / generated.shape[1]
+
+
+def means_to_learn_from(targets: ClassTargets, generated: Tensor) -> Tensor:
+    """Return the released means (K×D), but towards the generated ones for classes of far more noise than others have.
+
+    The released share of class c is (L + N)/(L + N_c), with N the least of all N_c (see `shrunken_means`): the mean of
+    a class with next to no records is noise, which would otherwise reach the scores of all classes.
+    """
+    error, noise = _squared_errors(targets, generated)
+    return _lerp_rows(generated, targets.means, (error + noise.min()) / (error + noise))
+
+
+def _squared_errors(targets: ClassTargets, generated: Tensor) -> tuple[float, np.ndarray]:
+    """L and N_c (K) of `shrunken_means`."""
+    noise = generated.shape[1] * np.maximum(targets.noise_variance, 1e-18)
+    excess = (targets.means.to(generated.device) - generated).square().sum(dim=1).double().cpu().numpy() - noise
+    return max(float(np.average(excess, weights=noise**-2.0)), 0.0), noise
+
+
+def _lerp_rows(start: Tensor, end: Tensor, shares: np.ndarray) -> Tensor:
+    return torch.lerp(start, end.to(start.device), torch.as_tensor(shares, dtype=start.dtype).to(start.device)[:, None])
 
 
 def _features(features_of: FeatureFunction, images: Tensor) -> Tensor:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
-from dpmepf.synthesize.labelling import IMAGES, SELDOM, MeanDiscriminant, learn_discriminant, shrunken_means
+from dpmepf.synthesize.labelling import (
+    IMAGES,
+    SELDOM,
+    MeanDiscriminant,
+    learn_discriminant,
+    means_to_learn_from,
+    shrunken_means,
+)
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -191,3 +198,16 @@ def test_scores_are_refined_only_where_labels_are_corrected_and_progress_is_told
     drawn = sum(count for count, _ in told)
     assert drawn <= total
     assert (drawn > CLASSES * (IMAGES // CLASSES)) is (confused > SELDOM)
+
+
+def test_scores_learn_from_released_means_except_of_a_class_that_is_all_noise() -> None:
+    random = np.random.default_rng(0)
+    noise_std = np.array([0.01, 0.01, 0.012, 5.0])
+    truth = random.random((4, 2000))
+    released = torch.from_numpy(truth + noise_std[:, None] * random.standard_normal(truth.shape)).float()
+    generated = torch.from_numpy(truth + 0.01 * random.standard_normal(truth.shape)).float()
+    targets = ClassTargets(means=released, counts=np.ones(4), noise_variance=noise_std**2)
+    means = means_to_learn_from(targets, generated)
+    torch.testing.assert_close(means[:2], released[:2])
+    assert (means[2] - released[2]).norm() < 0.3 * (generated[2] - released[2]).norm()
+    torch.testing.assert_close(means[3], generated[3], rtol=0, atol=0.01)
