@@ -100,7 +100,8 @@ def attacked(encoder: nn.Module, images: Tensor, labels: Tensor, settings: Pretr
 
     An encoder that is trained on such images cannot rely on what nobody sees, and images that are made to have certain
     features of it show what a person would recognise (Engstrom et al. 2019, arXiv 1906.00945). One step of the attack
-    (Goodfellow et al., ICLR 2015) costs two thirds of a training step.
+    (Goodfellow et al., ICLR 2015) costs two thirds of a training step. Running statistics of batch norm see both kinds
+    of images.
 
     images: N×3×R×R float, pixels in [0, 1]; labels: N int64. The result has the shape of the images.
     """

@@ -210,15 +210,20 @@ class _Display:
             self.labelling_task = self.bar.add_task("Learning labels", total=total)
         self.bar.advance(self.labelling_task, count)
 
+    def labels_are_learned(self) -> None:
+        """Fill the bar: learning ends when images agree no better, mostly before the last one."""
+        if self.labelling_task is not None:
+            self.bar.update(self.labelling_task, total=self.bar.tasks[self.labelling_task].completed)
+
     def public_images(self, count: int, total: int) -> None:
         if self.public_task is None:
+            self.labels_are_learned()
             self.public_task = self.bar.add_task("Looking at public images", total=total)
         self.bar.advance(self.public_task, count)
 
     def images(self, count: int, total: int) -> None:
         if self.drawing_task is None:
-            if self.labelling_task is not None:  # it ends when images agree no better, mostly before the last one
-                self.bar.update(self.labelling_task, total=self.bar.tasks[self.labelling_task].completed)
+            self.labels_are_learned()
             self.drawing_task = self.bar.add_task("Drawing", total=total)
         self.bar.advance(self.drawing_task, count)
 

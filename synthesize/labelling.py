@@ -31,7 +31,7 @@ from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.refining import STEPS, LinearScores, refined_scores
-from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
+from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 from dpmepf.synthesize.training import FeatureFunction
 
@@ -79,17 +79,21 @@ class MeanDiscriminant:
         deviations = features - self.means[classes]
         return (deviations * self.metric.apply(deviations)).sum(dim=1)
 
-    def calibrate(self, scores: Tensor, classes: Tensor) -> None:
+    def calibrate(self, scores: Tensor, classes: Tensor) -> float:
         """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
         far too much certainty. Also find how often the best score is not that of the class in `classes`.
+
+        Returns:
+            Mean cross-entropy of `classes` at that temperature.
         """
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
         losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
         self.temperature = float(temperatures[losses.argmin()])
         self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
+        return float(losses.min())
 
     def refine(self, released: Tensor, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
         """Make better scores of calibrated ones (`refining.refined_scores`); they want calibrating again.
@@ -155,13 +159,16 @@ def learn_discriminant(
             yield torch.from_numpy(images).to(device), class_index
 
     def draw_step(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, class_index in draw(per_step, seed - 1 - step):
-            yield _features(features_of, images), torch.full((len(images),), class_index, device=device)
+        drawn = list(draw(per_step, seed - 1 - step))
+        classes = torch.cat([torch.full((len(images),), class_index, device=device) for images, class_index in drawn])
+        images = torch.cat([images for images, _ in drawn])
+        for batch, of_batch in zip(images.split(BATCH), classes.split(BATCH), strict=True):
+            yield _features(features_of, batch), of_batch
 
-    def calibrate() -> None:
+    def calibrate() -> float:
         scores = torch.cat([discriminant.scores(_features(features_of, images)) for images, _ in kept])
         classes = [torch.full((len(images),), class_index, device=device) for images, class_index in kept]
-        discriminant.calibrate(scores, torch.cat(classes))
+        return discriminant.calibrate(scores, torch.cat(classes))
 
     total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
@@ -174,15 +181,18 @@ def learn_discriminant(
             generated[class_index] += features.sum(dim=0) / per_class
             for total, part in zip(second_moments, metric.second_moments(features), strict=True):
                 total += part
-            kept.append((images[::CALIBRATION_STRIDE], class_index))
+            kept.append((images[::CALIBRATION_STRIDE].clone(), class_index))
         means, error_variance = shrunken_means(targets, generated)
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
         discriminant = MeanDiscriminant(means, metric, features_of)
-        calibrate()
+        loss = calibrate()
         if discriminant.corrects:
+            unrefined = discriminant.linear
             discriminant.refine(means_to_learn_from(targets, generated), draw_step)
-            calibrate()
+            if calibrate() >= loss:
+                discriminant.linear = unrefined
+                calibrate()
         distances = [
             discriminant.squared_distances(
                 _features(features_of, images), torch.full((len(images),), class_index, device=device)

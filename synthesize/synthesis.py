@@ -214,6 +214,10 @@ def _draw(
         callbacks.on_labelling(count, most)
         stop_if_requested()
 
+    def looked_at_public(count: int, of: int) -> None:
+        callbacks.on_public_images(count, of)
+        stop_if_requested()
+
     def stop_if_requested() -> None:
         if callbacks.stop_requested():
             raise TrainingStopped("stopped while drawing images")
@@ -232,7 +236,7 @@ def _draw(
         )
         label = discriminant if request.relabel and discriminant.corrects else None
         if public:
-            chosen = choose_public_images(public, discriminant, numbers, on_images=callbacks.on_public_images, **form)
+            chosen = choose_public_images(public, discriminant, numbers, on_images=looked_at_public, **form)
     advance(0)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
     public_numbers = per_class(chosen, len(numbers))

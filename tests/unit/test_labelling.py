@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import NormalDist
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from synthesis_stand_ins import RandomFeatureMap, squares
 from torch import Tensor, nn
 
 from dpmepf.shared.feature_map import Segment
+from dpmepf.synthesize import labelling
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
 from dpmepf.synthesize.labelling import (
     IMAGES,
@@ -22,6 +24,7 @@ from dpmepf.synthesize.labelling import (
     shrunken_means,
 )
 from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.refining import LinearScores
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 
@@ -147,8 +150,8 @@ def test_a_generator_that_mixes_classes_up_gets_its_images_labelled_right(noise_
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
     label = learn_discriminant(generator, released_squares(feature_map, noise_std), feature_map, ridge=0.3, seed=5)
     right = {"asked": 0, "labelled": 0}
-    for how, labelling in (("asked", None), ("labelled", label)):
-        for images, class_index in draw_images(generator, (300, 300, 300), seed=0, label=labelling):
+    for how, rule in (("asked", None), ("labelled", label)):
+        for images, class_index in draw_images(generator, (300, 300, 300), seed=0, label=rule):
             right[how] += int((square_class(torch.from_numpy(images)) == class_index).sum())
     assert right["asked"] < 0.85 * 900
     assert right["labelled"] > 0.99 * 900
@@ -211,3 +214,33 @@ def test_scores_learn_from_released_means_except_of_a_class_that_is_all_noise() 
     torch.testing.assert_close(means[:2], released[:2])
     assert (means[2] - released[2]).norm() < 0.3 * (generated[2] - released[2]).norm()
     torch.testing.assert_close(means[3], generated[3], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_scores_are_refined_at_their_own_scale_and_kept_only_if_they_agree_better(
+    better: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
+    targets = released_squares(feature_map, 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(labelling, "SELDOM", 1.0)
+        unrefined = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
+    asked: dict[str, Tensor] = {}
+
+    def refined(start: LinearScores, means: Tensor, metric: Callable[[Tensor], Tensor], draw: Any) -> LinearScores:
+        asked.update(start=start.directions, metric=metric(unrefined.means - start.centre), means=means)
+        first, second = (torch.cat([features for features, _ in draw(step)]) for step in (0, 1))
+        asked.update(first=first, second=second, classes=torch.cat([classes for _, classes in draw(0)]))
+        scores = start.divided_by(0.5)
+        return scores if better else LinearScores(scores.centre, -scores.directions, scores.thresholds)
+
+    monkeypatch.setattr(labelling, "refined_scores", refined)
+    discriminant = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
+    torch.testing.assert_close(asked["metric"], asked["start"])
+    torch.testing.assert_close(asked["means"], targets.means)
+    assert not torch.equal(asked["first"], asked["second"])
+    assert asked["classes"].bincount().tolist() == [len(asked["classes"]) // CLASSES] * CLASSES
+    assert discriminant.disagreement == pytest.approx(unrefined.disagreement)
+    if not better:
+        torch.testing.assert_close(discriminant.linear.directions, unrefined.linear.directions)
+        assert discriminant.temperature == unrefined.temperature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -89,17 +90,51 @@ def test_it_comes_to_what_logistic_regression_learns_from_labels(monkeypatch: py
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
-def test_how_all_generated_images_differ_from_private_ones_is_not_learned() -> None:
+def test_what_all_class_means_share_does_not_matter() -> None:
     means = true_means()
     start, metric = discriminant_of(means, *records(1))
 
-    def moved(shift: float) -> LinearScores:
-        return refined_scores(start, means + shift, lambda rows: rows @ metric, fresh_images, steps=30)
+    def probabilities(shift: float) -> Tensor:
+        scores = refined_scores(start, means + shift, lambda rows: rows @ metric, fresh_images, steps=30)
+        return scores(records(2)[0]).softmax(dim=1)
 
-    torch.testing.assert_close(moved(0.5).directions, moved(0.0).directions, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(probabilities(0.5), probabilities(0.0), rtol=1e-3, atol=1e-4)
 
 
-def test_it_goes_back_to_where_images_agreed_best(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_returns_the_step_between_first_and_last_that_agreed_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: gains that rise for ever make it return the last step."""
+    noise = 2.0 * torch.randn(CLASSES, DIMENSION, generator=torch.Generator().manual_seed(2))
+    features, labels = records(2)
+
+    def loss(scores: LinearScores) -> float:
+        return float(functional.cross_entropy(scores(features), labels))
+
+    start, ended = refined(true_means() + noise)
+    assert loss(ended) < loss(start) - 0.1
+    look, gains = refining._look_at, iter(range(1, 10_000))
+    monkeypatch.setattr(refining, "_look_at", lambda *arguments: (float(next(gains)), *look(*arguments)[1:]))
+    assert loss(ended) < loss(refined(true_means() + noise)[1]) - 0.1
+
+
+def test_it_stops_when_nothing_was_gained_for_a_while_and_returns_what_gained_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, metric = discriminant_of(true_means(), *records(1))
+    averages: list[LinearScores] = []
+    look = refining._look_at
+
+    def looked_at(*arguments: Any) -> tuple[float, Tensor, Tensor]:
+        averages.append(arguments[3])
+        return (1.0 if len(averages) == 4 else -1.0), *look(*arguments)[1:]
+
+    monkeypatch.setattr(refining, "_look_at", looked_at)
+    monkeypatch.setattr(refining, "MEMORY", 0.0)
+    ended = refined_scores(start, true_means(), lambda rows: rows @ metric, fresh_images)
+    assert ended is averages[3]
+    assert len(averages) == 4 + refining.PATIENCE
+
+
+def test_it_returns_its_start_where_noise_leaves_nothing_to_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: one that takes every step for a better one learns the noise, and is worse than what it began with."""
     noise = 0.06 * torch.randn(CLASSES, DIMENSION, generator=torch.Generator().manual_seed(0))
     means, test = true_means() + noise, records(2)
