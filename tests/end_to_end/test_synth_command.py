@@ -211,19 +211,6 @@ def test_a_finished_run_can_be_trained_for_longer_and_drawn_again(artifact: Path
     assert len(json.loads((output / "run.json").read_text("utf-8"))["losses"]["every_step"]) == 4
 
 
-def test_ctrl_c_while_images_are_drawn_stops_and_resume_draws_them_again(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(command._Display, "images", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        result = run(artifact, "--output", output, *QUICK)
-    assert_one_sentence(result, 130, "stopped while drawing images", "--resume")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    assert run(artifact, "--output", output, "--resume", "--samples", 5, "--device", "cpu").exit_code == 0
-    assert {path.name for path in output.iterdir()} == FILES | {"images"}
-
-
 @pytest.fixture
 def like_the_classes(artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
     """80 public images, by turns like those of one and the other class: 30 PNG files in a folder, 50 in an npz."""
@@ -237,6 +224,21 @@ def like_the_classes(artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
         Image.fromarray(image[0]).save(folder / f"{number:02d}.png")
     np.savez(array, x=pixels[30:])
     return folder, array
+
+
+@pytest.mark.parametrize("work", ["labelling", "public_images", "images"])
+def test_ctrl_c_after_training_stops_and_resume_draws_again(
+    work: str, artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, public = tmp_path / "out", ("--public", like_the_classes[0])
+    before = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(command._Display, work, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        result = run(artifact, "--output", output, *public, *QUICK)
+    assert_one_sentence(result, 130, "stopped while drawing images", "--resume")
+    assert {path.name for path in tmp_path.iterdir()} == before | {"out.partial"}
+    assert run(artifact, "--output", output, *public, "--resume", "--samples", 5, "--device", "cpu").exit_code == 0
+    assert {path.name for path in output.iterdir()} == FILES | {"images"}
 
 
 def test_public_images_are_the_last_of_their_class_and_told_apart(
