@@ -153,35 +153,32 @@ def learn_discriminant(
     per_step = -(-IMAGES_PER_STEP // class_count)
     device = next(generator.parameters()).device
 
-    def draw(per_class: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+    def draw(per_class: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, class_index in draw_images(generator, [per_class] * class_count, seed=seed):
             on_images(len(images), class_count * total_per_class)
-            yield torch.from_numpy(images).to(device), class_index
+            yield torch.from_numpy(images).to(device), torch.full((len(images),), class_index, device=device)
 
     def draw_step(step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        drawn = list(draw(per_step, seed - 1 - step))
-        classes = torch.cat([torch.full((len(images),), class_index, device=device) for images, class_index in drawn])
-        images = torch.cat([images for images, _ in drawn])
+        images, classes = map(torch.cat, zip(*draw(per_step, seed - 1 - step), strict=True))
         for batch, of_batch in zip(images.split(BATCH), classes.split(BATCH), strict=True):
             yield _features(features_of, batch), of_batch
 
     def calibrate() -> float:
-        scores = torch.cat([discriminant.scores(_features(features_of, images)) for images, _ in kept])
-        classes = [torch.full((len(images),), class_index, device=device) for images, class_index in kept]
-        return discriminant.calibrate(scores, torch.cat(classes))
+        scores = [discriminant.scores(_features(features_of, images)) for images, _ in kept]
+        return discriminant.calibrate(torch.cat(scores), torch.cat([classes for _, classes in kept]))
 
     total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
     metric = WithinClassMetric(features_of.segments, ridge=ridge, noise_variance=0.0)
     second_moments = [torch.zeros(s.channels, s.channels, device=device) for s in features_of.segments]
-    kept: list[tuple[Tensor, int]] = []  # images to calibrate on
+    kept: list[tuple[Tensor, Tensor]] = []  # images to calibrate on
     with torch.inference_mode():
-        for images, class_index in draw(per_class, seed):
+        for images, classes in draw(per_class, seed):
             features = _features(features_of, images)
-            generated[class_index] += features.sum(dim=0) / per_class
+            generated.index_add_(0, classes, features / per_class)
             for total, part in zip(second_moments, metric.second_moments(features), strict=True):
                 total += part
-            kept.append((images[::CALIBRATION_STRIDE].clone(), class_index))
+            kept.append((images[::CALIBRATION_STRIDE].clone(), classes[::CALIBRATION_STRIDE]))
         means, error_variance = shrunken_means(targets, generated)
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
@@ -194,10 +191,7 @@ def learn_discriminant(
                 discriminant.linear = unrefined
                 calibrate()
         distances = [
-            discriminant.squared_distances(
-                _features(features_of, images), torch.full((len(images),), class_index, device=device)
-            )
-            for images, class_index in kept
+            discriminant.squared_distances(_features(features_of, images), classes) for images, classes in kept
         ]
         discriminant.squared_radius = float(torch.cat(distances).quantile(RADIUS_QUANTILE))
     return discriminant
