@@ -11,14 +11,16 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpmepf.shared.feature_map import FeatureMap, Segment, build_feature_map, describe_feature_map
+from dpmepf.shared.encoders import BUILTIN, BuiltinEncoder, load_encoder
+from dpmepf.shared.feature_map import DEFAULT, FeatureMap, Segment, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import FeatureMapDescription
+from dpmepf.shared.pretraining import whiten
 
 SECOND_ORDER_DIRECTIONS = 64
 RANDOM_FEATURES = 2_000
@@ -169,9 +171,9 @@ def features_of(features: nn.Module, images: Tensor) -> Tensor:
     return vectors.clone()
 
 
-def builtin(form: Form, *, layers: slice = slice(None), **changes: Any) -> FeatureMap:
-    """The default feature map, or some of its layers with equal shares, or with other fields of its description."""
-    description = describe_feature_map(resolution=form.resolution, channels=form.channels)
+def builtin(form: Form, *, preset: str = "per-layer", layers: slice = slice(None), **changes: Any) -> FeatureMap:
+    """A feature map of the built-in encoder, or some layers of it with equal shares, or with other fields changed."""
+    description = describe_feature_map(preset=preset, resolution=form.resolution, channels=form.channels)
     chosen = description.layers[layers]
     shares = (1 / len(chosen),) * len(chosen)
     return build_feature_map(dataclasses.replace(description, **{"layers": chosen, "layer_weights": shares} | changes))
@@ -182,8 +184,29 @@ def rising_shares(count: int) -> tuple[float, ...]:
     return tuple(2 * (index + 1) / (count * (count + 1)) for index in range(count))
 
 
+def whitened(positions: int) -> Callable[[Form, Tensor], nn.Module]:
+    """The default with another number of positions, for which the whitening is measured on the public images."""
+
+    def build(form: Form, public: Tensor) -> FeatureMap:
+        encoder, _ = load_encoder(BUILTIN)
+        whiten(cast(BuiltinEncoder, encoder), public, positions=positions)
+        description = describe_feature_map(resolution=form.resolution, channels=form.channels)
+        return FeatureMap(dataclasses.replace(description, pooling=positions), encoder)
+
+    return build
+
+
 CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
-    "default": ("all eight activations, equal shares, 4×4 positions", lambda form, public: builtin(form)),
+    "default": (
+        "all eight activations, whitened by public images, equal shares, 2×2 positions",
+        lambda form, public: builtin(form, preset=DEFAULT),
+    ),
+    "whitened-1x1": ("the same, averages over the whole image", whitened(1)),
+    "whitened-4x4": ("the same, 4×4 positions", whitened(4)),
+    "per-layer": (
+        "not whitened, equal shares, 4×4 positions",
+        lambda form, public: builtin(form),
+    ),
     "one-position": ("averages over the whole image", lambda form, public: builtin(form, pooling=1)),
     "2x2": ("2×2 positions", lambda form, public: builtin(form, pooling=2)),
     "8x8": ("8×8 positions, where a layer has them", lambda form, public: builtin(form, pooling=8)),
@@ -208,7 +231,7 @@ CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
         lambda form, public: RandomFeatures(builtin(form, layers=slice(-1, None)), form, public, RANDOM_FEATURES),
     ),
     "random-projection": (
-        f"the default in {PROJECTED:,} random directions",
+        f"per-layer in {PROJECTED:,} random directions",
         lambda form, public: RandomProjection(builtin(form), form, PROJECTED),
     ),
     "scattering": ("wavelet scattering, without public images", lambda form, public: Scattering(form)),

@@ -43,7 +43,7 @@ from dpmepf.shared.console import console, reports_errors
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.feature_map import PRESETS, build_feature_map, describe_feature_map
+from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
@@ -160,7 +160,7 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     metavar="FILE",
     help="Weights of the encoder (.safetensors or .pth) instead of the packaged or cached ones.",
 )
-@click.option("--features", "preset", type=click.Choice(list(PRESETS)), default="default", help="Feature map preset.")
+@click.option("--features", "preset", type=click.Choice(list(PRESETS)), default=DEFAULT, help="Feature map preset.")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
 )

@@ -19,11 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.whitening import Whitening
 
 BUILTIN = "builtin"
 BUILTIN_WEIGHTS = Path(__file__).parent / "weights" / "builtin.safetensors"
 STAGE_WIDTHS = (32, 64, 128, 256)
+CONVOLUTIONS_PER_STAGE = 2
 HEAD_WIDTH = 512
+WHITENING = "whitening."  # names of its weights begin so
 PIXEL_MEAN = (0.480, 0.448, 0.397)  # of the public training images, 0..1, per colour channel
 PIXEL_STD = (0.277, 0.269, 0.282)
 
@@ -37,18 +40,28 @@ class BuiltinEncoder(nn.Module):
 
     Max-pooling rounds up, so that 28×28 and 32×32 images both end in 4×4 positions. The head's own convolution serves
     classification only; features are taken from the eight ReLU layers of the stages.
+
+    Attributes:
+        whitening: of each of the eight layers, in order, if it was measured (`dpmepf.shared.pretraining.whiten`), else
+            empty; without part in the classification.
     """
 
-    def __init__(self, class_count: int = 200) -> None:
+    def __init__(self, class_count: int = 200, *, whitens: bool = False) -> None:
         super().__init__()
         first, second, third, fourth = STAGE_WIDTHS
-        self.stage1 = _convolutions(3, first, count=2)
-        self.stage2 = _convolutions(first, second, count=2)
-        self.stage3 = _convolutions(second, third, count=2)
-        self.stage4 = _convolutions(third, fourth, count=2)
+        self.stage1 = _convolutions(3, first, count=CONVOLUTIONS_PER_STAGE)
+        self.stage2 = _convolutions(first, second, count=CONVOLUTIONS_PER_STAGE)
+        self.stage3 = _convolutions(second, third, count=CONVOLUTIONS_PER_STAGE)
+        self.stage4 = _convolutions(third, fourth, count=CONVOLUTIONS_PER_STAGE)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.head = _convolutions(fourth, HEAD_WIDTH, count=1)
         self.classifier = nn.Linear(HEAD_WIDTH, class_count)
+        self.whitening = whitening_of_layers() if whitens else nn.ModuleList()
+
+    @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        """Those whose ReLU layers are features, in order."""
+        return self.stage1, self.stage2, self.stage3, self.stage4
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stage1(images)  # N x 32 x 32 x 32
@@ -57,6 +70,11 @@ class BuiltinEncoder(nn.Module):
         x = self.stage4(self.pool(x))  # N x 256 x 4 x 4
         x = self.head(self.pool(x))  # N x 512 x 2 x 2
         return self.classifier(x.mean(dim=(2, 3)))  # N x class_count
+
+
+def whitening_of_layers() -> nn.ModuleList:
+    """One `Whitening`, not measured yet, for each ReLU layer of the stages, in order."""
+    return nn.ModuleList(Whitening(width) for width in STAGE_WIDTHS for _ in range(CONVOLUTIONS_PER_STAGE))
 
 
 def _convolutions(channels: int, width: int, *, count: int) -> nn.Sequential:
@@ -91,13 +109,13 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
     file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
     if not file.is_file():
         raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
-    encoder = BuiltinEncoder() if name == BUILTIN else _torchvision_model(name)
     try:
         state = (
             load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
+        encoder = BuiltinEncoder(whitens=is_whitened(state)) if name == BUILTIN else _torchvision_model(name)
         encoder.load_state_dict(with_batch_counters(encoder, state))
     except (
         SafetensorError,
@@ -118,6 +136,11 @@ def file_sha256(file: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_whitened(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights of the built-in encoder come with the whitening of its features."""
+    return any(name.startswith(WHITENING) for name in state)
 
 
 def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """The feature map φ: image -> perceptual features of norm at most 1; identical for custodian and modeller.
 
 Built from a description that travels in the artifact. Chosen activations of a public encoder are average-pooled to at
-most p×p positions, flattened, normalised and joined with public weights; optionally with their second moments.
+most p×p positions, flattened, normalised and joined with public weights; optionally with their second moments, or
+whitened first by what is known of public images.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, Feature
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+DEFAULT = "default"
 POOLING = 4
+WHITENED_POOLING = 2
 UNPOOLED = 512  # the most positions that a description may name
 
 
@@ -38,17 +41,18 @@ class Preset(NamedTuple):
     """
 
     normalisation: str
-    moments: tuple[int, ...]
+    moments: tuple[int, ...] = (1,)
     pooling: int = POOLING
     spatial: bool = False
 
 
 PRESETS = {
-    "default": Preset("per-layer", (1,)),
-    "two-moments": Preset("per-layer", (1, 2)),
-    "joint": Preset("joint", (1,)),
+    DEFAULT: Preset("whitened", pooling=WHITENED_POOLING),  # of weights without whitening: per-layer
+    "per-layer": Preset("per-layer"),
+    "two-moments": Preset("per-layer", moments=(1, 2)),
+    "joint": Preset("joint"),
     # Harder et al. (2023), of vgg19: all 16 of its convolutional layers, 303,104 activations of a 32-pixel image
-    "dp-mepf": Preset("joint", (1, 2), pooling=UNPOOLED, spatial=True),
+    "dp-mepf": Preset("joint", moments=(1, 2), pooling=UNPOOLED, spatial=True),
 }
 SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
@@ -75,7 +79,7 @@ class Segment(NamedTuple):
 
 def describe_feature_map(
     *,
-    preset: str = "default",
+    preset: str = DEFAULT,
     encoder: str = BUILTIN,
     resolution: int,
     channels: int,
@@ -94,6 +98,8 @@ def describe_feature_map(
     model, sha256 = load_encoder(encoder, weights_file)
     layers = _activation_layers(model, encoder)
     chosen = PRESETS[preset]
+    if chosen.normalisation == "whitened" and not _whitening_by_layer(model):
+        chosen = PRESETS["per-layer"]
     if chosen.spatial:
         layers = _with_positions(model, layers, encoder=encoder, resolution=resolution)
     builtin = encoder == BUILTIN
@@ -126,6 +132,13 @@ def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     if not layers:
         raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
     return layers
+
+
+def _whitening_by_layer(model: nn.Module) -> dict[str, nn.Module]:
+    """The whitening of each activation that `_activation_layers` names; empty if the weights come without."""
+    if not isinstance(model, BuiltinEncoder) or not model.whitening:
+        return {}
+    return dict(zip(_activation_layers(model, BUILTIN), model.whitening, strict=True))
 
 
 def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, resolution: int) -> tuple[str, ...]:
@@ -170,7 +183,8 @@ class FeatureMap(nn.Module):
         description: what it was built from.
         dimension: D, the length of a feature vector.
         segments: the parts of the vector, in order.
-        non_negative: True when every coordinate is non-negative by construction (ReLU activations, squares).
+        non_negative: True when every coordinate is non-negative by construction (ReLU activations, squares), which
+            whitened ones are not.
     """
 
     pixel_mean: Tensor
@@ -188,6 +202,14 @@ class FeatureMap(nn.Module):
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
         self._pooling_extractor = _pooling_early(self.extractor, description.pooling, description.moments)
+        self.whitening = nn.ModuleList()
+        if description.normalisation == "whitened":
+            whitening = _whitening_by_layer(encoder)
+            if not whitening.keys() >= set(description.layers):
+                raise FeatureMapError(
+                    f"the weights of {description.encoder} come without the whitening that the feature map names"
+                )
+            self.whitening.extend(whitening[layer] for layer in description.layers)
         self.requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(description.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(description.pixel_std).view(1, 3, 1, 1), persistent=False)
@@ -207,18 +229,21 @@ class FeatureMap(nn.Module):
         Returns: N×D float32; the norm of every row is at most 1 up to float32 rounding.
         """
         pooled = self._pooling_extractor(self._standardised(images))
+        parts = [pooled[layer] for layer in self.description.layers]
+        if self.whitening:
+            parts = [(whiten(*part),) for whiten, part in zip(self.whitening, parts, strict=True)]
         vectors, scales = [], []
-        for layer, share in zip(self.description.layers, self.description.layer_weights, strict=True):
-            vectors += [values.flatten(start_dim=1) for values in pooled[layer]]
-            scales += [math.sqrt(share / len(self.description.moments))] * len(self.description.moments)
-        if self.description.normalisation == "per-layer":
+        for part, share in zip(parts, self.description.layer_weights, strict=True):
+            vectors += [values.flatten(start_dim=1) for values in part]
+            scales += [math.sqrt(share / len(part))] * len(part)
+        if self.description.normalisation != "joint":
             joined: Tensor = _JoinedUnits.apply(scales, *vectors)
             return joined
-        parts = [vector.float() * scale for vector, scale in zip(vectors, scales, strict=True)]
+        scaled = [vector.float() * scale for vector, scale in zip(vectors, scales, strict=True)]
         moments = len(self.description.moments)
-        of_moments = [torch.cat(parts[moment::moments], dim=1) for moment in range(moments)]
+        of_moments = [torch.cat(scaled[moment::moments], dim=1) for moment in range(moments)]
         lengths = [whole.norm(dim=1, keepdim=True).clamp_min(SHORTEST) * math.sqrt(moments) for whole in of_moments]
-        return torch.cat([part / lengths[index % moments] for index, part in enumerate(parts)], dim=1)
+        return torch.cat([vector / lengths[index % moments] for index, vector in enumerate(scaled)], dim=1)
 
     def _standardised(self, images: Tensor) -> Tensor:
         """What the encoder takes: N×3×R×R, channels last."""
@@ -244,11 +269,12 @@ class FeatureMap(nn.Module):
         segments: list[Segment] = []
         start = 0
         for layer, activation in found:
-            pooled = _pool(activation, self.description.pooling)[0]  # C x H x W, or C
+            pooled = pool(activation, self.description.pooling)[0]  # C x H x W, or C
             for moment in self.description.moments:
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
-        return tuple(segments), _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+        of_relus = _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+        return tuple(segments), of_relus and not self.whitening
 
 
 def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
@@ -308,7 +334,7 @@ def _is_read_once(node: Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
-    return tuple(_pool(activation if moment == 1 else activation.square(), positions) for moment in moments)
+    return tuple(pool(activation if moment == 1 else activation.square(), positions) for moment in moments)
 
 
 def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
@@ -320,7 +346,7 @@ def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _pool(activation: Tensor, positions: int) -> Tensor:
+def pool(activation: Tensor, positions: int) -> Tensor:
     """Average-pool N×C×H×W to at most positions×positions; vectors (N×C) pass unchanged."""
     if activation.ndim == 2:
         return activation

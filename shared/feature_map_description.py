@@ -30,7 +30,7 @@ class FeatureMapDescription:
     layers: names of the activations, as `create_feature_extractor` takes them.
     pooling: each activation is average-pooled to at most pooling × pooling positions.
     normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` each moment of all
-        layers together.
+        layers together; `whitened` is `per-layer` after the whitening that comes with the encoder's weights.
     moments: 1 for the activations, 2 for their squares.
     layer_weights: share of each layer in the squared norm, adding up to 1; within a layer the moments share equally.
         If `joint`: what squares of its activations are multiplied by before the vector is scaled.
@@ -60,9 +60,11 @@ class FeatureMapDescription:
         distinct = len(set(self.layers)) == len(self.layers)
         _require(0 < len(self.layers) <= 512 and names_are_plain and distinct, "layers", self.layers, "distinct names")
         _require(1 <= self.pooling <= 512, "pooling", self.pooling, "a number from 1 to 512")
-        known = self.normalisation in ("per-layer", "joint")
-        _require(known, "normalisation", self.normalisation, "per-layer or joint")
+        known = self.normalisation in ("per-layer", "joint", "whitened")
+        _require(known, "normalisation", self.normalisation, "per-layer, joint or whitened")
         _require(self.moments in ((1,), (2,), (1, 2)), "moments", self.moments, "1, 2 or both")
+        first_alone = self.normalisation != "whitened" or self.moments == (1,)
+        _require(first_alone, "moments", self.moments, "1 alone for whitened activations")
         weights_are_shares = len(self.layer_weights) == len(self.layers) and all(w > 0 for w in self.layer_weights)
         sums_to_one = weights_are_shares and abs(math.fsum(self.layer_weights) - 1) < 1e-6
         _require(sums_to_one, "layer_weights", self.layer_weights, "one positive share per layer, adding up to 1")

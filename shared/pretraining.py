@@ -1,4 +1,7 @@
-"""Training of the built-in encoder on public labelled images: small to full resolution, one cosine cycle, resumable."""
+"""Training of the built-in encoder on public labelled images: small to full resolution, one cosine cycle, resumable.
+
+Then its features are whitened by what the same images say of them.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,28 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpmepf.shared.encoders import PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, with_batch_counters
+from dpmepf.shared.encoders import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    WHITENING,
+    BuiltinEncoder,
+    whitening_of_layers,
+    with_batch_counters,
+)
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map import WHITENED_POOLING, pool
 from dpmepf.shared.precision import autocast
+from dpmepf.shared.whitening import Whitening
+
+WHITENING_IMAGES = 10_000
+WHITENING_BATCH = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +57,8 @@ class PretrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or not self.resolutions:
-            raise UsageError("pre-training needs at least 1 epoch, a batch of 2 and one resolution")
+        if self.epochs < 0 or self.batch_size < 2 or not self.resolutions:
+            raise UsageError("pre-training needs at least 0 epochs, a batch of 2 and one resolution")
         if not 0 < self.held_out_share < 1:
             raise UsageError(f"the held-out share is {self.held_out_share}; choose one between 0 and 1")
         if not 0 <= self.attack_radius < math.inf:
@@ -199,6 +215,32 @@ def held_out_accuracy(encoder: nn.Module, images: Tensor, labels: Tensor, *, dev
     return correct / len(labels)
 
 
+@torch.no_grad()
+def whiten(encoder: BuiltinEncoder, images: Tensor, *, positions: int = WHITENED_POOLING, device: str = "cpu") -> None:
+    """Measure the whitening of the encoder's features, pooled to positions × positions, in place of what it has.
+
+    images: N×3×R×R uint8, public; `WHITENING_IMAGES` of them are looked at.
+    """
+    chosen = images[:: max(1, len(images) // WHITENING_IMAGES)]
+    relus = [module for stage in encoder.stages for module in stage if isinstance(module, nn.ReLU)]
+    found: dict[nn.Module, list[Tensor]] = {relu: [] for relu in relus}
+
+    def keep(relu: nn.Module, inputs: object, activation: Tensor) -> None:
+        found[relu].append(pool(activation, positions).half().cpu())
+
+    hooks = [relu.register_forward_hook(keep) for relu in relus]
+    try:
+        encoder.eval()
+        for batch in chosen.split(WHITENING_BATCH):
+            encoder(standardise(batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    encoder.whitening = whitening_of_layers().to(device)
+    for whitening, relu in zip(encoder.whitening, relus, strict=True):
+        cast(Whitening, whitening).measure(found[relu])
+
+
 def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
     """Write the weights as float16 safetensors (batch-norm statistics included)."""
     state = {
@@ -235,8 +277,9 @@ def _schedule(position: float, warmup: float) -> float:
 
 
 def _start_from(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
+    trained = {name: tensor for name, tensor in state.items() if not name.startswith(WHITENING)}  # measured afresh
     try:
-        encoder.load_state_dict(with_batch_counters(encoder, state))
+        encoder.load_state_dict(with_batch_counters(encoder, trained))
     except RuntimeError as error:
         raise UsageError(
             "the weights to start from belong to another encoder or another number of classes: name a file that "

@@ -25,6 +25,7 @@ from dpmepf.shared.pretraining import (
     pretrain_encoder,
     save_weights,
     split_held_out,
+    whiten,
 )
 
 DEFAULTS = PretrainingSettings()
@@ -51,7 +52,12 @@ DEFAULTS = PretrainingSettings()
     help="Weights of an earlier run over the same classes (.safetensors) to train further.",
 )
 @click.option("--force", is_flag=True, help="Replace --output if it exists.")
-@click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs, help="Passes over the training images.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(0),
+    default=DEFAULTS.epochs,
+    help="Passes over the training images. 0: only measure the whitening of the features of --start-from.",
+)
 @click.option(
     "--resolutions",
     default=",".join(map(str, DEFAULTS.resolutions)),
@@ -95,6 +101,8 @@ def main(
 
     A checkpoint beside the output (FILE.checkpoint) makes a run resumable: repeat the same command.
     """
+    if epochs == 0 and start_from is None:
+        raise UsageError("--epochs 0 leaves weights as they are: name them by --start-from, or give a number of epochs")
     if output.exists() and not force:
         raise UsageError(f"{output} exists: choose another --output, or replace it with --force")
     where = str(choose_device(device))
@@ -132,6 +140,8 @@ def main(
             device=where,
             report=report,
         )
+    with console.status("whitening features"):
+        whiten(encoder, images[training], device=where)
     accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=where)
     save_weights(encoder, output)
     checkpoint.unlink()

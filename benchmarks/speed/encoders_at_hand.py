@@ -18,9 +18,9 @@ def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
         return build_feature_map(describe_feature_map(resolution=side, channels=channels))
     model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
     layers = feature_maps._activation_layers(model, encoder)
-    chosen = feature_maps.PRESETS["default"]
+    chosen = feature_maps.PRESETS["per-layer"]
     description = FeatureMapDescription(
-        preset="default",
+        preset=feature_maps.DEFAULT,
         encoder=encoder,
         weights_sha256="0" * 64,
         layers=layers,

@@ -12,9 +12,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from dpmepf.shared.encoders import BuiltinEncoder, load_encoder
+from dpmepf.shared.encoders import BuiltinEncoder, is_whitened, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
@@ -23,6 +24,7 @@ from dpmepf.shared.pretraining import (
     augment,
     held_out_accuracy,
     pretrain_encoder,
+    save_weights,
     split_held_out,
     standardise,
 )
@@ -180,3 +182,25 @@ def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, 
     assert not output.with_name(output.name + ".checkpoint").exists()
     again = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert again.exit_code == 2 and "--force" in again.stderr
+
+
+def test_no_epochs_leave_weights_as_they_are_and_measure_their_whitening(public_folder: Path, tmp_path: Path) -> None:
+    start, output = tmp_path / "start.safetensors", tmp_path / "whitened.safetensors"
+    torch.manual_seed(2)
+    save_weights(BuiltinEncoder(), start)
+    arguments = ["--data", str(public_folder), "--output", str(output), "--epochs", "0", "--resolutions", "32"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2 and "name them by --start-from" in refused.stderr
+    result = CliRunner().invoke(main, [*arguments, "--start-from", str(start)])
+    assert result.exit_code == 0, result.output
+    before, after = load_file(start), load_file(output)
+    assert not is_whitened(before) and is_whitened(after)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    encoder, _ = load_encoder("builtin", output)
+    assert isinstance(encoder, BuiltinEncoder)
+    for whitening in encoder.whitening:
+        assert not torch.equal(whitening.matrix, torch.eye(len(whitening.shift)))
+    # and once more from weights that have one already: of the same images it is the same
+    again = CliRunner().invoke(main, [*arguments, "--start-from", str(output), "--force"])
+    assert again.exit_code == 0, again.output
+    assert all(torch.equal(tensor, after[name]) for name, tensor in load_file(output).items())

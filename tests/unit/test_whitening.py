@@ -1,0 +1,185 @@
+"""Whitening of features by public images: how it is measured, what it makes of activations, where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, WHITENING, BuiltinEncoder, load_encoder
+from dpmepf.shared.feature_map import WHITENED_POOLING, FeatureMap, build_feature_map, describe_feature_map, pool
+from dpmepf.shared.feature_map_description import FeatureMapError
+from dpmepf.shared.image_loading import load_all
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.pretraining import whiten
+from dpmepf.shared.whitening import RIDGE, Whitening
+
+CHANNELS, POSITIONS = 6, 16
+
+
+def activations(count: int, *, seed: int = 0) -> torch.Tensor:
+    """As a layer's are: positive, alike for all images, correlated, of other lengths for each."""
+    random = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(CHANNELS, CHANNELS, generator=torch.Generator().manual_seed(9))
+    varying = torch.einsum("dc,ncp->ndp", mixing, torch.randn(count, CHANNELS, POSITIONS, generator=random))
+    lengths = torch.empty(count, 1, 1).uniform_(0.1, 30, generator=random)
+    return (3 + varying).relu() * lengths
+
+
+def units(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors / vectors.flatten(1).norm(dim=1)[:, None, None]
+
+
+def channel_rows(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors.transpose(1, 2).flatten(0, 1).double()
+
+
+def test_what_all_images_have_in_common_is_gone_and_directions_vary_alike() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure(activations(3000).split(700))
+    batch = activations(3000, seed=1)
+    plain = channel_rows(units(batch))
+    variances = torch.linalg.eigvalsh(torch.cov(plain.T))
+    assert variances[-1] > 20 * variances[0] and plain.mean(dim=0).norm() > plain.std(dim=0).norm()
+    lengths = batch.flatten(1).norm(dim=1)[:, None, None]
+    whitened = channel_rows(whitening(batch) / lengths)
+    assert whitened.mean(dim=0).norm() < 0.03 * whitened.std(dim=0).norm()
+    # what the ridge leaves of each variance v: v/(v + ρ), but for a factor that all share
+    ridge = RIDGE * variances.mean()
+    expected = (variances / (variances + ridge)).sort().values
+    found = torch.linalg.eigvalsh(torch.cov(whitened.T))
+    torch.testing.assert_close(found / found.sum(), expected / expected.sum(), rtol=0.1, atol=0)
+
+
+def test_a_whitened_vector_is_w_times_the_unit_vector_less_the_mean() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([activations(500)])
+    mean = channel_rows(units(activations(500))).mean(dim=0).float()
+    batch = activations(4, seed=2)
+    expected = units(whitening.matrix @ (units(batch) - mean[:, None]))
+    torch.testing.assert_close(units(whitening(batch)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scale_of_an_image_s_activations_changes_nothing() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([activations(500)])
+    batch = activations(3, seed=3)
+    torch.testing.assert_close(units(whitening(7 * batch)), units(whitening(batch)), rtol=1e-4, atol=1e-6)
+
+
+def test_batches_and_their_shape_do_not_matter() -> None:
+    whole, parts = Whitening(CHANNELS), Whitening(CHANNELS)
+    batch = activations(50)
+    whole.measure([batch])
+    parts.measure(batch.view(50, CHANNELS, 4, 4).split(7))
+    torch.testing.assert_close(whole.matrix, parts.matrix)
+    torch.testing.assert_close(whole.shift, parts.shift)
+    assert torch.equal(whole(batch), whole(batch.view(50, CHANNELS, 4, 4)))
+
+
+def test_without_measuring_it_changes_no_direction() -> None:
+    batch = activations(3)
+    assert torch.equal(Whitening(CHANNELS)(batch), batch)
+
+
+def test_bfloat16_around_it_does_not_make_it_coarse() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([activations(500)])
+    batch = activations(3, seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = whitening(batch)
+    assert found.dtype == torch.float32 and torch.equal(found, whitening(batch))
+
+
+def test_activations_that_are_all_zero_have_a_gradient_of_zero() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([activations(500)])
+    blank = torch.zeros(2, CHANNELS, POSITIONS, requires_grad=True)
+    whitening(blank).square().sum().backward()
+    assert torch.equal(blank.grad, torch.zeros_like(blank))
+
+
+def test_channels_that_never_vary_stay_finite() -> None:
+    whitening = Whitening(CHANNELS)
+    dead = activations(100)
+    dead[:, 2] = 0
+    whitening.measure([dead])
+    assert torch.isfinite(whitening(dead)).all()
+
+
+def test_the_default_features_are_the_whitened_activations_of_each_layer() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    assert description.normalisation == "whitened"
+    feature_map = build_feature_map(description)
+    assert not feature_map.non_negative
+    batch = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    features = feature_map(batch)
+    state = load_file(BUILTIN_WEIGHTS)
+    for index, (segment, (_, activation)) in enumerate(
+        zip(feature_map.segments, feature_map._activations(batch), strict=True)
+    ):
+        matrix, shift = (state[f"{WHITENING}{index}.{name}"].float() for name in ("matrix", "shift"))
+        pooled = units(pool(activation, WHITENED_POOLING).flatten(2))
+        expected = units(matrix @ pooled - shift[:, None]) / 8**0.5
+        torch.testing.assert_close(segment.of(features), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_packaged_whitening_is_that_of_the_packaged_weights(shared_data: Path) -> None:
+    """Of the public images that it was measured on, next to nothing is left in common."""
+    source = open_images(shared_data / "tiny-imagenet-32" / "part-0.zip", public=True)
+    images, _ = load_all(source, resolution=32, channels=3)
+    features = build_feature_map(describe_feature_map(resolution=32, channels=3))(images[::100])
+    plain = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))(images[::100])
+    assert plain.mean(dim=0).square().sum() > 0.4
+    assert features.mean(dim=0).square().sum() < 0.05
+
+
+def without_whitening(tmp_path: Path) -> Path:
+    file = tmp_path / "plain.safetensors"
+    save_file({k: v for k, v in load_file(BUILTIN_WEIGHTS).items() if not k.startswith(WHITENING)}, file)
+    return file
+
+
+def test_weights_without_whitening_give_layers_that_are_normalised_alone(tmp_path: Path) -> None:
+    file = without_whitening(tmp_path)
+    description = describe_feature_map(resolution=32, channels=3, weights_file=file)
+    assert description.normalisation == "per-layer"
+    feature_map = build_feature_map(description, weights_file=file)
+    assert feature_map.non_negative
+    packaged = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))
+    batch = torch.rand(2, 3, 32, 32)
+    assert torch.equal(feature_map(batch), packaged(batch))
+
+
+def test_whitened_features_of_weights_without_whitening_are_refused(tmp_path: Path) -> None:
+    file = without_whitening(tmp_path)
+    description = describe_feature_map(resolution=32, channels=3, weights_file=file)
+    described = dataclasses.replace(description, normalisation="whitened")
+    with pytest.raises(FeatureMapError, match="builtin come without the whitening that the feature map names"):
+        build_feature_map(described, weights_file=file)
+
+
+def test_second_moments_are_not_whitened() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    with pytest.raises(FeatureMapError, match=r"moments is '\(1, 2\)'; allowed is 1 alone for whitened"):
+        dataclasses.replace(description, moments=(1, 2))
+
+
+def test_an_encoder_is_whitened_by_its_own_activations() -> None:
+    """Measured once more on activations as the feature map takes them, W and Wμ are the same."""
+    encoder, _ = load_encoder(BUILTIN)
+    assert isinstance(encoder, BuiltinEncoder)
+    random = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=random)
+    whiten(encoder, images)
+    description = describe_feature_map(preset="per-layer", resolution=32, channels=3)
+    feature_map = FeatureMap(dataclasses.replace(description, pooling=WHITENED_POOLING), encoder)
+    features = feature_map(images)
+    for whitening, segment in zip(encoder.whitening, feature_map.segments, strict=True):
+        expected = Whitening(segment.channels)
+        expected.measure([segment.of(features)])
+        torch.testing.assert_close(whitening.matrix, expected.matrix, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(whitening.shift, expected.shift, rtol=0.02, atol=0.02)
