@@ -6,7 +6,7 @@ Privacy-Preserving Data Generation, AISTATS 2021. Gaussian kernel k(x, y) = exp(
     φ(x) = sqrt(2/D) (cos ω_1·x, …, cos ω_{D/2}·x, sin ω_1·x, …, sin ω_{D/2}·x),   ω_i ~ N(0, I/l²),
 
 is an unbiased estimate (Rahimi and Recht 2007), of norm exactly 1, with coordinates of both signs: replacing one record
-moves a sum by up to 2, where perceptual features, which are not negative, move it by √2.
+moves a sum by up to 2, as it does with whitened perceptual features, and by √2 with those that are never negative.
 
 All else is ours and the same as for perceptual features: exact integer sums, one discrete Gaussian release with class
 sizes, generator, optimiser, number of steps and of images. So the difference between the two rows is that of the

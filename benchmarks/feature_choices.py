@@ -11,16 +11,14 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpmepf.shared.encoders import BUILTIN, BuiltinEncoder, load_encoder
 from dpmepf.shared.feature_map import DEFAULT, FeatureMap, Segment, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import FeatureMapDescription
-from dpmepf.shared.pretraining import whiten
 
 SECOND_ORDER_DIRECTIONS = 64
 RANDOM_FEATURES = 2_000
@@ -184,25 +182,16 @@ def rising_shares(count: int) -> tuple[float, ...]:
     return tuple(2 * (index + 1) / (count * (count + 1)) for index in range(count))
 
 
-def whitened(positions: int) -> Callable[[Form, Tensor], nn.Module]:
-    """The default with another number of positions, for which the whitening is measured on the public images."""
-
-    def build(form: Form, public: Tensor) -> FeatureMap:
-        encoder, _ = load_encoder(BUILTIN)
-        whiten(cast(BuiltinEncoder, encoder), public, positions=positions)
-        description = describe_feature_map(resolution=form.resolution, channels=form.channels)
-        return FeatureMap(dataclasses.replace(description, pooling=positions), encoder)
-
-    return build
-
-
 CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
     "default": (
         "all eight activations, whitened by public images, equal shares, 2×2 positions",
         lambda form, public: builtin(form, preset=DEFAULT),
     ),
-    "whitened-1x1": ("the same, averages over the whole image", whitened(1)),
-    "whitened-4x4": ("the same, 4×4 positions", whitened(4)),
+    "whitened-1x1": (
+        "the same, averages over the whole image",
+        lambda form, public: builtin(form, preset=DEFAULT, pooling=1),
+    ),
+    "whitened-4x4": ("the same, 4×4 positions", lambda form, public: builtin(form, preset=DEFAULT, pooling=4)),
     "per-layer": (
         "not whitened, equal shares, 4×4 positions",
         lambda form, public: builtin(form),

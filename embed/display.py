@@ -96,7 +96,10 @@ def show_dry_run(
             "sigma",
             f"{noise_per_feature(ledger):.6f} on each feature sum; {noise_per_count(ledger):.1f} {units} on each count",
         ),
-        ("noise to signal", f"{ratio:.2%} of a class mean, for {records:,} {units} spread evenly"),
+        (
+            "noise to signal",
+            f"{ratio:.2%} of the length that a class mean can have at most, for {records:,} {units} spread evenly",
+        ),
     ):
         table.add_row(name, value)
     if assumed:

@@ -46,7 +46,7 @@ class BuiltinEncoder(nn.Module):
             empty; without part in the classification.
     """
 
-    def __init__(self, class_count: int = 200, *, whitens: bool = False) -> None:
+    def __init__(self, class_count: int = 200) -> None:
         super().__init__()
         first, second, third, fourth = STAGE_WIDTHS
         self.stage1 = _convolutions(3, first, count=CONVOLUTIONS_PER_STAGE)
@@ -56,7 +56,7 @@ class BuiltinEncoder(nn.Module):
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.head = _convolutions(fourth, HEAD_WIDTH, count=1)
         self.classifier = nn.Linear(HEAD_WIDTH, class_count)
-        self.whitening = whitening_of_layers() if whitens else nn.ModuleList()
+        self.whitening = nn.ModuleList()
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:
@@ -109,13 +109,15 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
     file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
     if not file.is_file():
         raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
+    encoder = BuiltinEncoder() if name == BUILTIN else _torchvision_model(name)
     try:
         state = (
             load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
-        encoder = BuiltinEncoder(whitens=is_whitened(state)) if name == BUILTIN else _torchvision_model(name)
+        if isinstance(encoder, BuiltinEncoder) and is_whitened(state):
+            encoder.whitening = whitening_of_layers()
         encoder.load_state_dict(with_batch_counters(encoder, state))
     except (
         SafetensorError,
@@ -129,6 +131,8 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
         raise EncoderWeightsError(
             f"{file} does not hold weights of the encoder {name}: give that model's state dict as .safetensors or .pth"
         ) from error
+    if not is_finite(state):
+        raise EncoderWeightsError(f"{file} holds weights that are not finite numbers: give undamaged ones")
     return encoder.float().eval().requires_grad_(False), file_sha256(file)
 
 
@@ -141,6 +145,10 @@ def file_sha256(file: Path) -> str:
 def is_whitened(state: Mapping[str, Tensor]) -> bool:
     """Whether weights of the built-in encoder come with the whitening of its features."""
     return any(name.startswith(WHITENING) for name in state)
+
+
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
 def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def describe_feature_map(
     layers = _activation_layers(model, encoder)
     chosen = PRESETS[preset]
     if chosen.normalisation == "whitened" and not _whitening_by_layer(model):
-        chosen = PRESETS["per-layer"]
+        preset, chosen = "per-layer", PRESETS["per-layer"]
     if chosen.spatial:
         layers = _with_positions(model, layers, encoder=encoder, resolution=resolution)
     builtin = encoder == BUILTIN
@@ -201,13 +201,21 @@ class FeatureMap(nn.Module):
             ) from error
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
+        if description.normalisation == "whitened":
+            _round_to_bfloat16(self.extractor)
         self._pooling_extractor = _pooling_early(self.extractor, description.pooling, description.moments)
         self.whitening = nn.ModuleList()
         if description.normalisation == "whitened":
             whitening = _whitening_by_layer(encoder)
+            if not whitening:
+                raise FeatureMapError(
+                    f"the weights of {description.encoder} come without whitening, which the feature map needs: give "
+                    "those that it was made with by --encoder-weights"
+                )
             if not whitening.keys() >= set(description.layers):
                 raise FeatureMapError(
-                    f"the weights of {description.encoder} come without the whitening that the feature map names"
+                    f"the feature map names layers of {description.encoder} that are not whitened; these are: "
+                    f"{', '.join(whitening)}"
                 )
             self.whitening.extend(whitening[layer] for layer in description.layers)
         self.requires_grad_(False)
@@ -297,6 +305,18 @@ def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     return cast(GraphModule, create_feature_extractor(encoder, return_nodes=list(layers)))
+
+
+@torch.no_grad()
+def _round_to_bfloat16(model: nn.Module) -> None:
+    """Give the model the parameters that it has where it computes with bfloat16.
+
+    Custodians compute features with float32, generators are trained through them with bfloat16. Rounding a parameter in
+    one of the two only shifts the mean of a feature by the same for all images, and whitening makes much of small
+    shifts: more, at a large ε, than the noise.
+    """
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
 
 
 def _node_names(model: nn.Module) -> list[str]:

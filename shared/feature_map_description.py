@@ -30,7 +30,8 @@ class FeatureMapDescription:
     layers: names of the activations, as `create_feature_extractor` takes them.
     pooling: each activation is average-pooled to at most pooling × pooling positions.
     normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` each moment of all
-        layers together; `whitened` is `per-layer` after the whitening that comes with the encoder's weights.
+        layers together; `whitened` is `per-layer` after the whitening that comes with the encoder's weights, of an
+        encoder whose parameters, batch norm folded in, are rounded to bfloat16.
     moments: 1 for the activations, 2 for their squares.
     layer_weights: share of each layer in the squared norm, adding up to 1; within a layer the moments share equally.
         If `joint`: what squares of its activations are multiplied by before the vector is scaled.

@@ -57,8 +57,8 @@ class PretrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 2 or not self.resolutions:
-            raise UsageError("pre-training needs at least 0 epochs, a batch of 2 and one resolution")
+        if self.epochs < 1 or self.batch_size < 2 or not self.resolutions:
+            raise UsageError("pre-training needs at least 1 epoch, a batch of 2 and one resolution")
         if not 0 < self.held_out_share < 1:
             raise UsageError(f"the held-out share is {self.held_out_share}; choose one between 0 and 1")
         if not 0 <= self.attack_radius < math.inf:
@@ -127,6 +127,23 @@ def attacked(encoder: nn.Module, images: Tensor, labels: Tensor, settings: Pretr
     return images.detach() + settings.attack_radius * directions
 
 
+def encoder_of(state: Mapping[str, Tensor], class_count: int) -> BuiltinEncoder:
+    """An encoder with given weights, in evaluation mode, without whitening.
+
+    Raises: UsageError when the weights belong to another encoder, or another number of classes.
+    """
+    encoder = BuiltinEncoder(class_count)
+    trained = {name: tensor for name, tensor in state.items() if not name.startswith(WHITENING)}  # measured afresh
+    try:
+        encoder.load_state_dict(with_batch_counters(encoder, trained))
+    except RuntimeError as error:
+        raise UsageError(
+            "the weights to start from belong to another encoder or another number of classes: name a file that "
+            "dpmepf-pretrain wrote for the same classes"
+        ) from error
+    return encoder.eval()
+
+
 def pretrain_encoder(
     images: Tensor,
     labels: Tensor,
@@ -149,9 +166,7 @@ def pretrain_encoder(
     Raises: UsageError when the checkpoint belongs to other settings, or `initial_state` to another encoder.
     """
     torch.manual_seed(settings.seed)
-    encoder = BuiltinEncoder(class_count)
-    if initial_state is not None:
-        _start_from(encoder, initial_state)
+    encoder = BuiltinEncoder(class_count) if initial_state is None else encoder_of(initial_state, class_count)
     encoder = encoder.to(device).to(memory_format=torch.channels_last)
     matrices = [p for p in encoder.parameters() if p.ndim > 1]
     vectors = [p for p in encoder.parameters() if p.ndim == 1]
@@ -216,21 +231,22 @@ def held_out_accuracy(encoder: nn.Module, images: Tensor, labels: Tensor, *, dev
 
 
 @torch.no_grad()
-def whiten(encoder: BuiltinEncoder, images: Tensor, *, positions: int = WHITENED_POOLING, device: str = "cpu") -> None:
-    """Measure the whitening of the encoder's features, pooled to positions × positions, in place of what it has.
+def whiten(encoder: BuiltinEncoder, images: Tensor, *, device: str = "cpu") -> None:
+    """Measure the whitening of the encoder's features, in place of what it has.
 
-    images: N×3×R×R uint8, public; `WHITENING_IMAGES` of them are looked at.
+    images: N×3×R×R uint8, public, N ≥ 1; `WHITENING_IMAGES` of them count, chosen at random but always the same.
     """
-    chosen = images[:: max(1, len(images) // WHITENING_IMAGES)]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    chosen = images[order[:WHITENING_IMAGES]]
     relus = [module for stage in encoder.stages for module in stage if isinstance(module, nn.ReLU)]
     found: dict[nn.Module, list[Tensor]] = {relu: [] for relu in relus}
 
     def keep(relu: nn.Module, inputs: object, activation: Tensor) -> None:
-        found[relu].append(pool(activation, positions).half().cpu())
+        found[relu].append(pool(activation, WHITENED_POOLING).half().cpu())
 
     hooks = [relu.register_forward_hook(keep) for relu in relus]
+    encoder.eval()
     try:
-        encoder.eval()
         for batch in chosen.split(WHITENING_BATCH):
             encoder(standardise(batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last))
     finally:
@@ -274,17 +290,6 @@ def _schedule(position: float, warmup: float) -> float:
     if position < warmup:
         return (position + 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup)))
-
-
-def _start_from(encoder: nn.Module, state: Mapping[str, Tensor]) -> None:
-    trained = {name: tensor for name, tensor in state.items() if not name.startswith(WHITENING)}  # measured afresh
-    try:
-        encoder.load_state_dict(with_batch_counters(encoder, trained))
-    except RuntimeError as error:
-        raise UsageError(
-            "the weights to start from belong to another encoder or another number of classes: name a file that "
-            "dpmepf-pretrain wrote for the same classes"
-        ) from error
 
 
 def _save(

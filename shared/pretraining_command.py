@@ -14,13 +14,14 @@ from torch import Tensor
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.shared.devices import choose_device
-from dpmepf.shared.encoders import file_sha256
+from dpmepf.shared.encoders import BuiltinEncoder, file_sha256, is_finite
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
+    encoder_of,
     held_out_accuracy,
     pretrain_encoder,
     save_weights,
@@ -107,7 +108,7 @@ def main(
         raise UsageError(f"{output} exists: choose another --output, or replace it with --force")
     where = str(choose_device(device))
     settings = PretrainingSettings(
-        epochs=epochs,
+        epochs=max(epochs, 1),
         resolutions=_resolutions(resolutions),
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -117,8 +118,35 @@ def main(
     initial_state = None if start_from is None else read_weights(start_from)
     images, labels, class_count = load_public_images(paths, resolution=settings.resolutions[-1])
     training, held_out = split_held_out(labels, settings.held_out_share)
+    if not len(training):
+        raise UsageError("every image is the first of its class, and held out: give at least two images of a class")
     keep_freed_memory()
     checkpoint = output.with_name(output.name + ".checkpoint")
+    if initial_state is not None and epochs == 0:
+        encoder = encoder_of(initial_state, class_count).to(where)
+    else:
+        encoder = _trained(images[training], labels[training], class_count, settings, checkpoint, initial_state, where)
+    with console.status("whitening features"):
+        whiten(encoder, images[training], device=where)
+    accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=where)
+    save_weights(encoder, output)
+    if epochs > 0:
+        checkpoint.unlink()
+    console.print(f"{output}: held-out top-1 {accuracy:.1%} of {len(held_out):,} images, {class_count} classes")
+    result = {"accuracy": accuracy, "held_out": len(held_out), "classes": class_count, "sha256": file_sha256(output)}
+    click.echo(json.dumps(result))
+
+
+def _trained(
+    images: Tensor,
+    labels: Tensor,
+    class_count: int,
+    settings: PretrainingSettings,
+    checkpoint: Path,
+    initial_state: dict[str, Tensor] | None,
+    device: str,
+) -> BuiltinEncoder:
+    """Train behind a progress bar."""
     with progress_bar("images") as bar:
         task = bar.add_task("training", total=None)
 
@@ -130,24 +158,16 @@ def main(
                 description=f"{progress.resolution} px, loss {progress.loss:.2f}",
             )
 
-        encoder = pretrain_encoder(
-            images[training],
-            labels[training],
+        return pretrain_encoder(
+            images,
+            labels,
             class_count,
             settings,
             checkpoint=checkpoint,
             initial_state=initial_state,
-            device=where,
+            device=device,
             report=report,
         )
-    with console.status("whitening features"):
-        whiten(encoder, images[training], device=where)
-    accuracy = held_out_accuracy(encoder, images[held_out], labels[held_out], device=where)
-    save_weights(encoder, output)
-    checkpoint.unlink()
-    console.print(f"{output}: held-out top-1 {accuracy:.1%} of {len(held_out):,} images, {class_count} classes")
-    result = {"accuracy": accuracy, "held_out": len(held_out), "classes": class_count, "sha256": file_sha256(output)}
-    click.echo(json.dumps(result))
 
 
 def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Tensor, Tensor, int]:
@@ -167,9 +187,12 @@ def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Ten
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file. Raises: UsageError when it is missing or damaged."""
     try:
-        return load_file(file)
+        state = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is not a readable .safetensors file: name one that dpmepf-pretrain wrote") from error
+    if not is_finite(state):
+        raise UsageError(f"{file} holds weights that are not finite numbers: name one that dpmepf-pretrain wrote")
+    return state
 
 
 def _resolutions(text: str) -> tuple[int, ...]:

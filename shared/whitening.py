@@ -5,14 +5,15 @@ positive, and much alike for all images: half to three quarters of the squared n
 much of the rest varies in few directions. Of public images both are known, so that they need not be released. What
 is left differs between classes by more of the norm, which is less noise at the same ε.
 
-One layer's activations a at C channels and P positions, u = a/‖a‖, become (W(u − μ))/‖W(u − μ)‖, where μ is the mean
-of u's channels over public images and positions, and W = (Σ + ρI)^(−1/2) with their covariance Σ over the same and
-ρ = `RIDGE` · its mean variance (zero-phase whitening; Bell and Sejnowski 1997). Since only directions matter, that is
-W a − ‖a‖ Wμ, scaled to norm 1.
+One layer's activations a at C channels and P positions, u = √P·a/‖a‖, become W(u − μ), scaled to norm 1, where μ is
+the mean of u's channels over public images and positions, and W = (Σ + ρI)^(−1/2) with their covariance Σ over the same
+and ρ = `RIDGE` · its mean variance (zero-phase whitening; Bell and Sejnowski 1997). Since only directions matter, that
+is W a − (‖a‖/√P) Wμ, scaled to norm 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -36,27 +37,34 @@ class Whitening(nn.Module):
         """Return N×C×P float32, whose directions are whitened features, of N×C×… activations of any scale and type."""
         with torch.autocast(activations.device.type, enabled=False):  # bfloat16 is too coarse for small variances
             activations = activations.float().flatten(2)
-            lengths = activations.flatten(1).norm(dim=1)
+            lengths = activations.flatten(1).norm(dim=1) / math.sqrt(activations.shape[2])
             # a product for each image: others in the batch cannot change the order of additions
             products = torch.bmm(self.matrix.expand(len(activations), -1, -1), activations)
             return products - lengths[:, None, None] * self.shift[:, None]
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Tensor]) -> None:
-        """Learn from the activations of public images, batches of N×C×…, together at least one image."""
+        """Learn from the activations of public images, batches of N×C×…, together at least one image.
+
+        Where they are all zero there is nothing to learn, and all stays as it is.
+        """
         channels = len(self.shift)
         count, sums = 0, torch.zeros(channels, dtype=torch.float64)
         moments = torch.zeros(channels, channels, dtype=torch.float64)
         for batch in batches:
             units = nn.functional.normalize(batch.float().flatten(1), dim=1).view(len(batch), channels, -1)
+            units *= math.sqrt(units.shape[2])
             rows = units.transpose(1, 2).flatten(0, 1).double().cpu()  # N*P x C
             count += len(rows)
             sums += rows.sum(dim=0)
             moments += rows.T @ rows
         mean = sums / count
         covariance = moments / count - torch.outer(mean, mean)
+        mean_variance = covariance.diagonal().mean()
+        if mean_variance <= 0:
+            return
         variances, directions = torch.linalg.eigh(covariance)
-        variances = variances.clamp_min(0) + RIDGE * covariance.diagonal().mean()
+        variances = variances.clamp_min(0) + RIDGE * mean_variance
         matrix = directions @ torch.diag(variances.rsqrt()) @ directions.T
         matrix /= matrix.diagonal().mean()  # any scale does, and float16 holds this one
         self.matrix.copy_(matrix)

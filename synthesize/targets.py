@@ -5,6 +5,7 @@ Everything here is post-processing of the release and costs no privacy.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ from dpmepf.shared.errors import DpmepfError
 if TYPE_CHECKING:
     from dpmepf.artifacts.artifact import Artifact
 
-# How much the length of a class's mean features typically differs from the average length over classes, as a share.
-LENGTH_SPREAD = 0.05
+# How much the length of a class's mean features differs from the average length over classes at least, as a share.
+LEAST_LENGTH_SPREAD = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,11 @@ def estimated_counts(
     """Return a positive estimate of each class's number of records from its noisy sum and its noisy count.
 
     The length of a class's feature sum, which the noise hardly hides, is its count times the length of its mean
-    features, and that length is much the same for every class. So each count is estimated twice, from the noisy count
-    and from the length, and the two are averaged by their precision: with thousands of records the noisy count
-    decides, with a hundred or fewer the length does. Features have norm at most 1, so no count is below the length;
-    and none is below the noise of a count, so that an empty class's mean is bounded noise.
+    features, and that length is similar for every class: how similar, the classes tell (`_length_spread`). So each
+    count is estimated twice, from the noisy count and from the length, and the two are averaged by their precision:
+    with thousands of records the noisy count decides, with a hundred or fewer the length does. Features have norm at
+    most 1, so no count is below the length; and none is below the noise of a count, so that an empty class's mean is
+    bounded noise.
 
     Args:
         sums: float64 K×D, noisy feature sums.
@@ -97,11 +99,9 @@ def estimated_counts(
     # Var ‖s + noise‖² = 4‖s‖²·v + 2D·v² with v the variance of a coordinate; divided by the slope (2‖s‖)².
     # Below (2D)^(1/4) standard deviations a length drowns in noise and the slope no longer describes it.
     slope_lengths = np.maximum(lengths, (2.0 * dimension) ** 0.25 * noise_std_features + 1e-12)
-    length_variance = (
-        (LENGTH_SPREAD * lengths) ** 2
-        + noise_std_features**2
-        + squared_noise_length * noise_std_features**2 / (2.0 * slope_lengths**2)
-    )
+    noise_of_lengths = noise_std_features**2 + squared_noise_length * noise_std_features**2 / (2.0 * slope_lengths**2)
+    spread = _length_spread(lengths, noise_of_lengths, noisy_counts, noise_std_counts)
+    length_variance = (spread * lengths) ** 2 + noise_of_lengths
     count_precision = 1.0 / max(noise_std_counts, 1e-9) ** 2
     length_precision = mean_length**2 / np.maximum(length_variance, 1e-18)
     if len(noisy_counts) == 1:  # the only class's length says nothing that its count did not
@@ -110,3 +110,28 @@ def estimated_counts(
         count_precision + length_precision
     )
     return np.maximum.reduce([estimate, lengths, np.full_like(estimate, max(noise_std_counts, 1.0))])
+
+
+def _length_spread(
+    lengths: np.ndarray, length_variance: np.ndarray, noisy_counts: np.ndarray, noise_std_counts: float
+) -> float:
+    """How much the lengths of the classes' mean features differ, as a share of their average.
+
+    A length over a noisy count differs between classes by this and by noise of known variance: the estimate is that of
+    DerSimonian and Laird (1986). Activations as they are have means of much the same length, whitened ones need not.
+
+    Args:
+        lengths, length_variance: float64 K, of the feature sums, and the variance of their noise.
+        noisy_counts, noise_std_counts: as in `estimated_counts`.
+    """
+    known = (noisy_counts > 3 * noise_std_counts) & (lengths > 3 * np.sqrt(length_variance))
+    if known.sum() < 2:
+        return LEAST_LENGTH_SPREAD
+    ratios = lengths[known] / noisy_counts[known]
+    ratios /= ratios.mean()
+    variances = (noise_std_counts / noisy_counts[known]) ** 2 + length_variance[known] / lengths[known] ** 2
+    weights = 1.0 / np.maximum(variances, 1e-12)
+    deviation = float(weights @ (ratios - np.average(ratios, weights=weights)) ** 2)
+    excess = deviation - (len(ratios) - 1)
+    between = excess / float(weights.sum() - (weights @ weights) / weights.sum())
+    return max(math.sqrt(max(between, 0.0)), LEAST_LENGTH_SPREAD)

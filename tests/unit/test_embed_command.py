@@ -100,6 +100,19 @@ def test_a_declared_schema_infers_nothing_and_every_option_reaches_the_ledger(da
     assert "Warning" not in result.stderr
 
 
+@pytest.mark.parametrize(("features", "squared"), [("default", 4), ("per-layer", 2)])
+def test_replacing_one_costs_more_where_features_can_be_negative(
+    features: str, squared: int, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "artifact.h5"
+    result = run("--data", data, "--relation", "replace-one", "--features", features, "--output", output)
+    assert result.exit_code == 0, result.stderr
+    ledger = read_artifact(output).ledger
+    assert ledger.non_negative_features is (squared == 2)
+    record = 4**ledger.lattice_exponent + ledger.count_weight_lattice**2
+    assert ledger.sensitivity_squared == squared * record
+
+
 def test_strict_refuses_to_infer(data: Path, tmp_path: Path) -> None:
     result = run("--data", data, "--strict", "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 2

@@ -99,7 +99,7 @@ def test_the_gradient_of_pooling_is_that_of_average_pooling() -> None:
 
 
 def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
-    description = describe_feature_map(resolution=32, channels=3)
+    description = describe_feature_map(preset="per-layer", resolution=32, channels=3)
     feature_map = build_feature_map(description)
     encoder, _ = load_encoder("builtin")
     unfolded = create_feature_extractor(encoder, return_nodes=list(description.layers))
@@ -108,6 +108,16 @@ def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in feature_map.modules())
     for layer, activation in feature_map._activations(batch):
         assert torch.allclose(activation, expected[layer], rtol=1e-4, atol=1e-4)
+
+
+def test_the_encoder_of_whitened_features_has_parameters_that_bfloat16_holds() -> None:
+    exact, rounded = (
+        build_feature_map(describe_feature_map(preset=preset, resolution=32, channels=3)).extractor
+        for preset in ("per-layer", "default")
+    )
+    pairs = list(zip(exact.parameters(), rounded.parameters(), strict=True))
+    assert all(torch.equal(parameter.bfloat16().float(), expected) for parameter, expected in pairs)
+    assert not any(torch.equal(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -179,6 +179,8 @@ def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, 
     encoder, sha256 = load_encoder("builtin", output)
     assert sha256 == reported["sha256"] and reported["classes"] == 200
     assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, 200)
+    assert isinstance(encoder, BuiltinEncoder) and len(encoder.whitening) == 8
+    assert not torch.equal(encoder.whitening[0].matrix, torch.eye(32))
     assert not output.with_name(output.name + ".checkpoint").exists()
     again = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert again.exit_code == 2 and "--force" in again.stderr
@@ -190,6 +192,7 @@ def test_no_epochs_leave_weights_as_they_are_and_measure_their_whitening(public_
     save_weights(BuiltinEncoder(), start)
     arguments = ["--data", str(public_folder), "--output", str(output), "--epochs", "0", "--resolutions", "32"]
     refused = CliRunner().invoke(main, arguments)
+    assert not output.exists() and not output.with_name(output.name + ".checkpoint").exists()
     assert refused.exit_code == 2 and "name them by --start-from" in refused.stderr
     result = CliRunner().invoke(main, [*arguments, "--start-from", str(start)])
     assert result.exit_code == 0, result.output
@@ -204,3 +207,12 @@ def test_no_epochs_leave_weights_as_they_are_and_measure_their_whitening(public_
     again = CliRunner().invoke(main, [*arguments, "--start-from", str(output), "--force"])
     assert again.exit_code == 0, again.output
     assert all(torch.equal(tensor, after[name]) for name, tensor in load_file(output).items())
+
+
+def test_images_that_are_all_held_out_are_refused(public_folder: Path, tmp_path: Path) -> None:
+    for second in public_folder.glob("*/1.png"):
+        second.unlink()
+    output = tmp_path / "encoder.safetensors"
+    result = CliRunner().invoke(main, ["--data", str(public_folder), "--output", str(output), "--resolutions", "16"])
+    assert result.exit_code == 2 and "give at least two images of a class" in result.stderr
+    assert sorted(tmp_path.iterdir()) == [public_folder]

@@ -13,11 +13,13 @@ from dpmepf.synthesize.targets import ClassTargets, class_targets, estimated_cou
 DIMENSION = 400
 
 
-def noisy_release(counts: list[int], *, noise_std: float, seed: int = 0) -> StandInRelease:
-    """Classes whose mean features have norms within 3 % of 0.9, and noise as a release has it."""
+def noisy_release(
+    counts: list[int], *, noise_std: float, seed: int = 0, length: float = 0.9, spread: float = 0.03
+) -> StandInRelease:
+    """Classes whose mean features have lengths that differ by `spread`, and noise as a release has it."""
     random = np.random.default_rng(seed)
     directions = random.random((len(counts), DIMENSION))
-    norms = 0.9 * (1 + 0.03 * random.standard_normal(len(counts)))
+    norms = length * (1 + spread * random.standard_normal(len(counts)))
     means = directions / np.linalg.norm(directions, axis=1, keepdims=True) * norms[:, None]
     sums = np.array(counts)[:, None] * means + noise_std * random.standard_normal(means.shape)
     return StandInRelease(
@@ -44,6 +46,18 @@ def test_with_few_records_the_length_of_the_sum_sharpens_the_count() -> None:
         errors.append((np.abs(release.noisy_counts - 150).mean(), np.abs(estimate - 150).mean()))
     noisy, estimated = np.mean(errors, axis=0)
     assert estimated < 0.6 * noisy
+
+
+@pytest.mark.parametrize("records", [150, 500, 1000, 6000])
+def test_where_lengths_differ_between_classes_a_count_is_no_worse_for_them(records: int) -> None:
+    """Means of whitened features are short, and of different lengths."""
+    errors = []
+    for seed in range(30):
+        release = noisy_release([records] * 10, noise_std=2.0, seed=seed, length=0.4, spread=0.2)
+        estimate = class_targets(release).counts  # type: ignore[arg-type]
+        errors.append((np.abs(release.noisy_counts - records).mean(), np.abs(estimate - records).mean()))
+    noisy, estimated = np.mean(errors, axis=0)
+    assert estimated < 1.1 * noisy
 
 
 @pytest.mark.parametrize("noisy_count", [-500.0, -1.0, 0.0, 1e-9])

@@ -9,12 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, WHITENING, BuiltinEncoder, load_encoder
+from dpmepf.shared import pretraining
+from dpmepf.shared.encoders import (
+    BUILTIN,
+    BUILTIN_WEIGHTS,
+    WHITENING,
+    BuiltinEncoder,
+    EncoderWeightsError,
+    load_encoder,
+)
+from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import WHITENED_POOLING, FeatureMap, build_feature_map, describe_feature_map, pool
 from dpmepf.shared.feature_map_description import FeatureMapError
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.pretraining import whiten
+from dpmepf.shared.pretraining_command import read_weights
 from dpmepf.shared.whitening import RIDGE, Whitening
 
 CHANNELS, POSITIONS = 6, 16
@@ -30,7 +40,13 @@ def activations(count: int, *, seed: int = 0) -> torch.Tensor:
 
 
 def units(vectors: torch.Tensor) -> torch.Tensor:
+    """Each image's at norm 1."""
     return vectors / vectors.flatten(1).norm(dim=1)[:, None, None]
+
+
+def even(vectors: torch.Tensor) -> torch.Tensor:
+    """u of the definition: each image's at norm √P."""
+    return units(vectors) * vectors.shape[2] ** 0.5
 
 
 def channel_rows(vectors: torch.Tensor) -> torch.Tensor:
@@ -41,11 +57,10 @@ def test_what_all_images_have_in_common_is_gone_and_directions_vary_alike() -> N
     whitening = Whitening(CHANNELS)
     whitening.measure(activations(3000).split(700))
     batch = activations(3000, seed=1)
-    plain = channel_rows(units(batch))
+    plain = channel_rows(even(batch))
     variances = torch.linalg.eigvalsh(torch.cov(plain.T))
     assert variances[-1] > 20 * variances[0] and plain.mean(dim=0).norm() > plain.std(dim=0).norm()
-    lengths = batch.flatten(1).norm(dim=1)[:, None, None]
-    whitened = channel_rows(whitening(batch) / lengths)
+    whitened = channel_rows(whitening(even(batch)))
     assert whitened.mean(dim=0).norm() < 0.03 * whitened.std(dim=0).norm()
     # what the ridge leaves of each variance v: v/(v + ρ), but for a factor that all share
     ridge = RIDGE * variances.mean()
@@ -57,10 +72,24 @@ def test_what_all_images_have_in_common_is_gone_and_directions_vary_alike() -> N
 def test_a_whitened_vector_is_w_times_the_unit_vector_less_the_mean() -> None:
     whitening = Whitening(CHANNELS)
     whitening.measure([activations(500)])
-    mean = channel_rows(units(activations(500))).mean(dim=0).float()
-    batch = activations(4, seed=2)
-    expected = units(whitening.matrix @ (units(batch) - mean[:, None]))
-    torch.testing.assert_close(units(whitening(batch)), expected, rtol=1e-4, atol=1e-5)
+    mean = channel_rows(even(activations(500))).mean(dim=0)
+    batch = activations(4, seed=2).double().requires_grad_()
+    expected = units(whitening.matrix.double() @ (even(batch) - mean[:, None]))
+    found = units(whitening(batch))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    pull = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).double()
+    gradients = [torch.autograd.grad((features * pull).sum(), batch)[0] for features in (found.double(), expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_what_was_measured_at_some_positions_takes_the_common_mean_away_at_others(positions: int) -> None:
+    whitening = Whitening(CHANNELS)
+    batch = activations(2000)[:, :, :1].expand(-1, -1, POSITIONS)  # pooling averages nothing out
+    whitening.measure([batch])
+    pooled = batch[:, :, :positions]
+    common = [float(units(features).mean(dim=0).square().sum()) for features in (pooled, whitening(pooled))]
+    assert common[0] > 0.5 and common[1] < 0.1
 
 
 def test_the_scale_of_an_image_s_activations_changes_nothing() -> None:
@@ -92,6 +121,7 @@ def test_bfloat16_around_it_does_not_make_it_coarse() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = whitening(batch)
     assert found.dtype == torch.float32 and torch.equal(found, whitening(batch))
+    assert torch.equal(whitening(batch.bfloat16()), whitening(batch.bfloat16().float()))
 
 
 def test_activations_that_are_all_zero_have_a_gradient_of_zero() -> None:
@@ -110,6 +140,12 @@ def test_channels_that_never_vary_stay_finite() -> None:
     assert torch.isfinite(whitening(dead)).all()
 
 
+def test_a_layer_that_is_always_zero_is_left_as_it_is() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([torch.zeros(5, CHANNELS, POSITIONS)])
+    assert torch.equal(whitening.matrix, torch.eye(CHANNELS)) and not whitening.shift.any()
+
+
 def test_the_default_features_are_the_whitened_activations_of_each_layer() -> None:
     description = describe_feature_map(resolution=32, channels=3)
     assert description.normalisation == "whitened"
@@ -122,7 +158,7 @@ def test_the_default_features_are_the_whitened_activations_of_each_layer() -> No
         zip(feature_map.segments, feature_map._activations(batch), strict=True)
     ):
         matrix, shift = (state[f"{WHITENING}{index}.{name}"].float() for name in ("matrix", "shift"))
-        pooled = units(pool(activation, WHITENED_POOLING).flatten(2))
+        pooled = even(pool(activation, WHITENED_POOLING).flatten(2))
         expected = units(matrix @ pooled - shift[:, None]) / 8**0.5
         torch.testing.assert_close(segment.of(features), expected, rtol=1e-3, atol=1e-5)
 
@@ -131,10 +167,49 @@ def test_the_packaged_whitening_is_that_of_the_packaged_weights(shared_data: Pat
     """Of the public images that it was measured on, next to nothing is left in common."""
     source = open_images(shared_data / "tiny-imagenet-32" / "part-0.zip", public=True)
     images, _ = load_all(source, resolution=32, channels=3)
-    features = build_feature_map(describe_feature_map(resolution=32, channels=3))(images[::100])
-    plain = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))(images[::100])
+    features = build_feature_map(describe_feature_map(resolution=32, channels=3))(images[::50])
+    plain = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))(images[::50])
     assert plain.mean(dim=0).square().sum() > 0.4
     assert features.mean(dim=0).square().sum() < 0.05
+    packaged, measured = (load_encoder(BUILTIN)[0] for _ in range(2))
+    assert isinstance(packaged, BuiltinEncoder) and isinstance(measured, BuiltinEncoder)
+    whiten(measured, images[::10])
+    for expected, found in zip(packaged.whitening, measured.whitening, strict=True):
+        assert (found.matrix - expected.matrix).norm() < 0.2 * expected.matrix.norm()
+        assert (found.shift - expected.shift).norm() < 0.2 * expected.shift.norm()
+
+
+def test_bfloat16_does_not_move_the_mean_of_features() -> None:
+    """What generators are trained through has the mean that custodians release, but for rounding that averages out."""
+    description = describe_feature_map(resolution=32, channels=3)
+    random = torch.Generator().manual_seed(4)
+    coarse = torch.rand(300, 3, 8, 8, generator=random)
+    batch = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 1)
+    feature_map = build_feature_map(description)
+    expected = feature_map(batch).mean(dim=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = feature_map(batch).mean(dim=0)
+    assert (found - expected).norm() < 0.01
+
+
+def test_layers_keep_their_own_whitening_in_any_order() -> None:
+    description = describe_feature_map(resolution=32, channels=3)
+    layers = description.layers[:2:-2]
+    some = dataclasses.replace(description, layers=layers, layer_weights=(1 / len(layers),) * len(layers))
+    batch = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    whole, part = build_feature_map(description), build_feature_map(some)
+    expected = {segment.layer: segment.of(whole(batch)) * (8 / len(layers)) ** 0.5 for segment in whole.segments}
+    for segment in part.segments:
+        torch.testing.assert_close(segment.of(part(batch)), expected[segment.layer], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["head.2", "stage1.1"])
+def test_a_layer_that_is_not_whitened_is_refused(layer: str) -> None:
+    description = dataclasses.replace(
+        describe_feature_map(resolution=32, channels=3), layers=(layer,), layer_weights=(1.0,)
+    )
+    with pytest.raises(FeatureMapError, match=r"builtin that are not whitened; these are: stage1.2, stage1.5"):
+        build_feature_map(description)
 
 
 def without_whitening(tmp_path: Path) -> Path:
@@ -146,7 +221,7 @@ def without_whitening(tmp_path: Path) -> Path:
 def test_weights_without_whitening_give_layers_that_are_normalised_alone(tmp_path: Path) -> None:
     file = without_whitening(tmp_path)
     description = describe_feature_map(resolution=32, channels=3, weights_file=file)
-    assert description.normalisation == "per-layer"
+    assert (description.preset, description.normalisation) == ("per-layer", "per-layer")
     feature_map = build_feature_map(description, weights_file=file)
     assert feature_map.non_negative
     packaged = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))
@@ -158,14 +233,28 @@ def test_whitened_features_of_weights_without_whitening_are_refused(tmp_path: Pa
     file = without_whitening(tmp_path)
     description = describe_feature_map(resolution=32, channels=3, weights_file=file)
     described = dataclasses.replace(description, normalisation="whitened")
-    with pytest.raises(FeatureMapError, match="builtin come without the whitening that the feature map names"):
+    with pytest.raises(FeatureMapError, match=r"builtin come without whitening, .* by --encoder-weights"):
         build_feature_map(described, weights_file=file)
 
 
-def test_second_moments_are_not_whitened() -> None:
+@pytest.mark.parametrize("name", ["whitening.3.matrix", "stage2.0.weight"])
+def test_weights_that_are_no_numbers_are_refused(name: str, tmp_path: Path) -> None:
+    """Features of them would all be zero: a release of noise, with its budget spent."""
+    state = load_file(BUILTIN_WEIGHTS)
+    state[name].view(-1)[5] = float("nan")
+    file = tmp_path / "damaged.safetensors"
+    save_file(state, file)
+    with pytest.raises(EncoderWeightsError, match="holds weights that are not finite numbers: give undamaged ones"):
+        describe_feature_map(resolution=32, channels=3, weights_file=file)
+    with pytest.raises(UsageError, match="holds weights that are not finite numbers: name one that dpmepf-pretrain"):
+        read_weights(file)
+
+
+@pytest.mark.parametrize("moments", [(2,), (1, 2)])
+def test_second_moments_are_not_whitened(moments: tuple[int, ...]) -> None:
     description = describe_feature_map(resolution=32, channels=3)
-    with pytest.raises(FeatureMapError, match=r"moments is '\(1, 2\)'; allowed is 1 alone for whitened"):
-        dataclasses.replace(description, moments=(1, 2))
+    with pytest.raises(FeatureMapError, match="allowed is 1 alone for whitened"):
+        dataclasses.replace(description, moments=moments)
 
 
 def test_an_encoder_is_whitened_by_its_own_activations() -> None:
@@ -174,7 +263,9 @@ def test_an_encoder_is_whitened_by_its_own_activations() -> None:
     assert isinstance(encoder, BuiltinEncoder)
     random = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=random)
-    whiten(encoder, images)
+    statistics = encoder.stage1[1].running_mean.clone()
+    whiten(encoder.train(), images)
+    assert torch.equal(encoder.stage1[1].running_mean, statistics)
     description = describe_feature_map(preset="per-layer", resolution=32, channels=3)
     feature_map = FeatureMap(dataclasses.replace(description, pooling=WHITENED_POOLING), encoder)
     features = feature_map(images)
@@ -183,3 +274,18 @@ def test_an_encoder_is_whitened_by_its_own_activations() -> None:
         expected.measure([segment.of(features)])
         torch.testing.assert_close(whitening.matrix, expected.matrix, rtol=0.02, atol=0.02)
         torch.testing.assert_close(whitening.shift, expected.shift, rtol=0.02, atol=0.02)
+
+
+def test_images_of_all_classes_count_where_there_are_more_than_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Public sets come class by class."""
+    monkeypatch.setattr(pretraining, "WHITENING_IMAGES", 30)
+    images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    images[:30] //= 8
+    shifts = []
+    for chosen in (images, images, images[:30], images[30:], images[::2]):
+        encoder, _ = load_encoder(BUILTIN)
+        assert isinstance(encoder, BuiltinEncoder)
+        whiten(encoder, chosen)
+        shifts.append(encoder.whitening[7].shift)
+    assert torch.equal(shifts[0], shifts[1])
+    assert (shifts[0] - shifts[4]).norm() < 0.5 * min((shifts[0] - shifts[other]).norm() for other in (2, 3))
