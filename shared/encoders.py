@@ -148,6 +148,7 @@ def is_whitened(state: Mapping[str, Tensor]) -> bool:
 
 
 def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Whether all weights are finite numbers; features of others would be none."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
