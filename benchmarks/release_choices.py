@@ -39,6 +39,7 @@ from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
+from dpmepf.synthesize.probe import draw_probe
 from dpmepf.synthesize.settings import PRESETS, settings_for
 from dpmepf.synthesize.targets import ClassTargets, class_targets
 
@@ -82,7 +83,12 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     )
     targets = class_targets(release)
     discriminant = learn_discriminant(
-        generator, targets, feature_map, ridge=settings.metric_ridge, seed=settings.seed + 1
+        generator,
+        targets,
+        feature_map,
+        probe=draw_probe(targets, seed=settings.seed),
+        ridge=settings.metric_ridge,
+        seed=settings.seed + 1,
     )
     synthetic = draw_set(
         folder, release, generator, seed=settings.seed, label=discriminant if discriminant.corrects else None

@@ -8,6 +8,7 @@
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
     parallel        TrainingProcesses: several processes, one generator; batch_norm
     labelling       MeanDiscriminant, learn_discriminant; refining
+    probe           draw_probe, with_probe, NoiseProbe
     public_images   open_public_images, choose_public_images
     checkpoint      save_checkpoint, load_checkpoint
     sampling        images_per_class, draw_images, write_image_folders, write_npz, class_folder_names

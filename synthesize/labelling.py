@@ -9,18 +9,20 @@ class improbable, the image gets the most probable one; what lies between is lef
 
 The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many
 of them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the
-two seldom differ, much of what would be corrected is the classifier's own error, and every image keeps its class
-(`corrects`). Generated images alone tell how often they differ.
+two seldom differ, or noise alone would make the classifier differ as often, much of what would be corrected is the
+classifier's own error, and every image keeps its class (`corrects`). Generated images alone tell how often they differ,
+but their generator has learned some of the noise in the means that the classifier has, as a probe shows (`probe`).
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
-error of its own. `shrunken_means` combines the two by their errors (empirical Bayes, as James and Stein 1961).
+error of its own. Distances are from a mean of the two by their errors (`shrunken_means`; empirical Bayes, as James and
+Stein 1961). Scores are learned from the released ones.
 
 Only the release and generated images enter: post-processing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -30,7 +32,8 @@ from torch.nn import functional
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.refining import STEPS, LinearScores, refined_scores
+from dpmepf.synthesize.probe import NoiseProbe, share_decided_by_noise
+from dpmepf.synthesize.refining import STEPS, LinearScores, Scores, refined_scores
 from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 from dpmepf.synthesize.training import FeatureFunction
@@ -45,49 +48,78 @@ SELDOM = 0.1  # share of images drawn for another class than the most probable, 
 
 
 class MeanDiscriminant:
-    """Which class an image belongs to: that of the nearest mean, or of the best score after `refine`.
+    """Which class an image belongs to: that of the best score.
 
     Args:
         means: K×D class means.
         metric: in which distances are measured.
         features_of: the feature map.
+        released: K×D class means to learn scores from; None: `means`.
+        probe: in the generator whose images get labels; None: they share no noise with the means.
     """
 
-    def __init__(self, means: Tensor, metric: WithinClassMetric, features_of: FeatureFunction) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        metric: WithinClassMetric,
+        features_of: FeatureFunction,
+        *,
+        released: Tensor | None = None,
+        probe: NoiseProbe | None = None,
+    ) -> None:
         self.means = means
         self.metric = metric
         self.features_of = features_of
+        self.probe = probe
+        self.released = self._with_and_without_probe(means if released is None else released)
         # From the centre of the means, ‖f − m‖² = ‖f‖² − 2·(f·Am − m·Am/2): the larger the bracket, the nearer.
-        centre = means.mean(dim=0)
-        directions = metric.apply(means - centre)
-        self.linear = LinearScores(centre, directions, 0.5 * (directions * (means - centre)).sum(dim=1))
+        centre = torch.stack(self.released).mean(dim=(0, 1))
+        self.learned = tuple(_nearest(of_one, centre, metric) for of_one in self.released)
         self.temperature = 1.0
         self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
+        self.doubt = 0.0  # share of generated images whose best score would be another one with other noise
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
     @property
     def corrects(self) -> bool:
         """Whether labels are better for being corrected, as far as generated images tell."""
-        return self.disagreement > SELDOM
+        return self.disagreement - self.doubt > SELDOM
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the more probable the class."""
-        return self.linear(features)
+        return _mean_scores(self.learned)(features)
+
+    def scores_of_generated(self, features: Tensor, asked: Tensor) -> Tensor:
+        """Return `scores` of images that the generator drew for classes `asked`, without what it knows of the noise."""
+        return self._judged(self.learned, features, asked)
 
     def squared_distances(self, features: Tensor, classes: Tensor) -> Tensor:
         """Return (f − m)ᵀA(f − m) for each f of N×D features and the mean m of its class."""
         deviations = features - self.means[classes]
         return (deviations * self.metric.apply(deviations)).sum(dim=1)
 
-    def calibrate(self, scores: Tensor, classes: Tensor) -> float:
-        """Choose the temperature at which softmax(scores/temperature) predicts `classes` best (Guo et al., ICML 2017).
+    def calibrate(self, features: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Choose the temperature at which softmax(scores/temperature) predicts classes best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty. Also find how often the best score is not that of the class in `classes`.
+        far too much certainty. Also find how often the best score is not that of the class that was asked for, and
+        how often noise would change it.
+
+        Args:
+            features: n×D of generated images and their n classes, part by part.
 
         Returns:
-            Mean cross-entropy of `classes` at that temperature.
+            Mean cross-entropy of the classes at that temperature.
         """
+        learned, scores, classes = [], [], []
+        for part, of_part in features:
+            learned.append(torch.stack([self.learned[0](part), self.learned[-1](part)]))
+            scores.append(self.scores_of_generated(part, of_part))
+            classes.append(of_part)
+        self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
+        return self._choose_temperature(torch.cat(scores), torch.cat(classes))
+
+    def _choose_temperature(self, scores: Tensor, classes: Tensor) -> float:
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
         losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
@@ -95,23 +127,26 @@ class MeanDiscriminant:
         self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
         return float(losses.min())
 
-    def refine(self, released: Tensor, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
+    def refine(self, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
         """Make better scores of calibrated ones (`refining.refined_scores`); they want calibrating again.
 
         Args:
-            released: K×D class means in which generated images have as little part as may be: they would teach to
-                agree with the class that was asked for, right or wrong.
             draw: called with the number of a step: features and classes of the images to learn from in it.
         """
         temperature, self.temperature = self.temperature, 1.0
-        self.linear = refined_scores(
-            self.linear.divided_by(temperature), released, lambda rows: self.metric.apply(rows) / temperature, draw
+        self.learned = refined_scores(
+            tuple(scores.divided_by(temperature) for scores in self.learned),
+            self.released,
+            lambda rows: self.metric.apply(rows) / temperature,
+            draw,
+            judged=self._judged,
         )
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
         """Return the class of each of N×C×R×R uint8 images that were drawn for classes `asked`, or `LEFT_OUT`."""
-        probabilities = (self.scores(_features(self.features_of, images)) / self.temperature).softmax(dim=1)
+        scores = self.scores_of_generated(_features(self.features_of, images), asked)
+        probabilities = (scores / self.temperature).softmax(dim=1)
         best = probabilities.argmax(dim=1)
         of_asked = probabilities.gather(1, asked[:, None]).squeeze(1)
         return torch.where((best == asked) | (of_asked < IMPROBABLE), best, LEFT_OUT)
@@ -128,12 +163,33 @@ class MeanDiscriminant:
         best, classes = self.scores(features).topk(2, dim=1)
         return classes[:, 0], best[:, 0] - best[:, 1], self.squared_distances(features, classes[:, 0])
 
+    def _with_and_without_probe(self, means: Tensor) -> tuple[Tensor, ...]:
+        return (means,) if self.probe is None else (means + self.probe.probe, means - self.probe.probe)
+
+    def _judged(self, learned: Scores, features: Tensor, asked: Tensor) -> Tensor:
+        scores = _mean_scores(learned)(features)
+        if self.probe is None:
+            return scores
+        too_high = self.probe.advantage(*learned)[asked]
+        return scores.scatter_add(1, asked[:, None], -too_high[:, None])
+
+
+def _nearest(means: Tensor, centre: Tensor, metric: WithinClassMetric) -> LinearScores:
+    """Scores the highest of which is that of the nearest of K×D means."""
+    directions = metric.apply(means - centre)
+    return LinearScores(centre, directions, 0.5 * (directions * (means - centre)).sum(dim=1))
+
+
+def _mean_scores(learned: Scores) -> LinearScores:
+    return learned[0].towards(learned[-1], 0.5)
+
 
 def learn_discriminant(
     generator: Generator,
     targets: ClassTargets,
     features_of: FeatureFunction,
     *,
+    probe: Tensor | None = None,
     ridge: float,
     seed: int,
     on_images: Callable[[int, int], None] = lambda count, total: None,
@@ -143,6 +199,7 @@ def learn_discriminant(
     Args:
         generator: in evaluation mode.
         targets: released class means.
+        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing.
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.
@@ -164,8 +221,7 @@ def learn_discriminant(
             yield _features(features_of, batch), of_batch
 
     def calibrate() -> float:
-        scores = [discriminant.scores(_features(features_of, images)) for images, _ in kept]
-        return discriminant.calibrate(torch.cat(scores), torch.cat([classes for _, classes in kept]))
+        return discriminant.calibrate((_features(features_of, images), classes) for images, classes in kept)
 
     total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
@@ -182,13 +238,17 @@ def learn_discriminant(
         means, error_variance = shrunken_means(targets, generated)
         metric.noise_variance = error_variance
         metric.learn(second_moments, generated, per_class)
-        discriminant = MeanDiscriminant(means, metric, features_of)
+        released, shares = means_to_learn_from(targets, generated)
+        known = None
+        if probe is not None:
+            known = NoiseProbe(probe=shares * probe.to(device), response=generated - targets.means.to(device))
+        discriminant = MeanDiscriminant(means, metric, features_of, released=released, probe=known)
         loss = calibrate()
         if discriminant.corrects:
-            unrefined = discriminant.linear
-            discriminant.refine(means_to_learn_from(targets, generated), draw_step)
+            unrefined = discriminant.learned
+            discriminant.refine(draw_step)
             if calibrate() >= loss:
-                discriminant.linear = unrefined
+                discriminant.learned = unrefined
                 calibrate()
         distances = [
             discriminant.squared_distances(_features(features_of, images), classes) for images, classes in kept
@@ -216,14 +276,17 @@ def shrunken_means(targets: ClassTargets, generated: Tensor) -> tuple[Tensor, fl
     return means, float(np.median(error * noise / (error + noise))) / generated.shape[1]
 
 
-def means_to_learn_from(targets: ClassTargets, generated: Tensor) -> Tensor:
+def means_to_learn_from(targets: ClassTargets, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Return the released means (K×D), but towards the generated ones for classes of far more noise than others have.
+
+    Also return the released means' shares in them (K×1).
 
     The released share of class c is (L + N)/(L + N_c), with N the least of all N_c (see `shrunken_means`): the mean of
     a class with next to no records is noise, which would otherwise reach the scores of all classes.
     """
     error, noise = _squared_errors(targets, generated)
-    return _lerp_rows(generated, targets.means, (error + noise.min()) / (error + noise))
+    shares = (error + noise.min()) / (error + noise)
+    return _lerp_rows(generated, targets.means, shares), torch.as_tensor(shares).to(generated)[:, None]
 
 
 def _squared_errors(targets: ClassTargets, generated: Tensor) -> tuple[float, np.ndarray]:

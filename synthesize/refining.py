@@ -12,14 +12,15 @@ drawn equally many of each class).
 Linear discriminant analysis, from which this starts, is right for Gaussian features of equal covariance; logistic
 regression assumes neither. But the longer it runs, the more it learns of the noise in the means, and of differences
 between generated and private images. Neither makes generated images agree better with the class that they were drawn
-for, so training stops, and goes back, to where they agree best.
+for, once what they share with the noise is taken off (`probe`), so training stops, and goes back, to where they agree
+best.
 
 Only the release and generated images enter: post-processing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,64 +66,80 @@ class LinearScores:
         )
 
 
+Scores = tuple[LinearScores, ...]
+Judged = Callable[[Scores, Tensor, Tensor], Tensor]
+
+
 def refined_scores(
-    start: LinearScores,
-    means: Tensor,
+    starts: Scores,
+    means: Sequence[Tensor],
     metric: Callable[[Tensor], Tensor],
     draw: Callable[[int], Batch],
     *,
+    judged: Judged,
     steps: int = STEPS,
-) -> LinearScores:
-    """Improve on `start` for as long as generated images agree better with the class that they were drawn for.
+) -> Scores:
+    """Improve on `starts` for as long as generated images agree better with the class that they were drawn for.
 
     Args:
-        start: scores whose softmax is about as certain as it is right.
-        means: K×D released class means.
-        metric: A, K×D -> K×D, of the scale at which start's directions are A times deviations of means.
+        starts: scores whose softmax is about as certain as it is right, all of one centre.
+        means: for each of them K×D released class means.
+        metric: A, K×D -> K×D, of the scale at which a start's directions are A times deviations of means.
         draw: called with the number of a step, from 0: the images of that step, others each time.
+        judged: called with scores of all, with n×D features and their n classes: n×K scores whose softmax says how
+            well the images agree with their classes.
         steps: at most.
 
     Returns:
-        The scores that agreed best with the images of their steps, possibly `start`. With all images they may agree
-        a little less well than `start`: see whether they do.
+        Of each start, the scores that agreed best with the images of their steps, possibly those of the start. With
+        all images they may agree a little less well than the starts: see whether they do.
     """
-    rate = RATE * len(means)
-    targets = (means - start.centre) / len(means)
-    current = average = best = start
+    classes = len(means[0])
+    rate = RATE * classes
+    targets = [(of_one - start.centre) / classes for of_one, start in zip(means, starts, strict=True)]
+    current = average = best = starts
     gains, most, best_step = 0.0, 0.0, 0
     for step in range(steps):
-        gained, sums, shares = _look_at(draw(step), start, current, average)
+        gained, moments = _look_at(draw(step), starts, current, average, judged)
         gains = MEMORY * gains + (1 - MEMORY) * gained
         gain = gains / (1 - MEMORY ** (step + 1))  # as Adam corrects an average that begins at 0
         if gain > most:
             best, most, best_step = average, gain, step
         elif step - best_step >= PATIENCE:
             break
-        current = LinearScores(
-            start.centre,
-            current.directions - rate * metric(sums - targets),
-            current.thresholds + rate * (shares - 1 / len(means)),
+        current = tuple(
+            LinearScores(
+                scores.centre,
+                scores.directions - rate * metric(sums - target),
+                scores.thresholds + rate * (shares - 1 / classes),
+            )
+            for scores, target, (sums, shares) in zip(current, targets, moments, strict=True)
         )
-        average = average.towards(current, max(1 - MEMORY, 1 / (step + 2)))
+        share = max(1 - MEMORY, 1 / (step + 2))
+        average = tuple(mean.towards(scores, share) for mean, scores in zip(average, current, strict=True))
     return best
 
 
 def _look_at(
-    batch: Batch, start: LinearScores, current: LinearScores, average: LinearScores
-) -> tuple[float, Tensor, Tensor]:
-    """What a step needs to know of its images, with the probabilities p_c that `current` gives them.
+    batch: Batch, starts: Scores, current: Scores, average: Scores, judged: Judged
+) -> tuple[float, list[tuple[Tensor, Tensor]]]:
+    """What a step needs to know of its images, with the probabilities p_c that each of `current` gives them.
 
     Returns:
-        By how much `average` has less cross-entropy than `start` with the classes they were drawn for, on the mean of
-        the same images; means of p_c·(f − centre), K×D, and of p_c, K.
+        By how much `average` has less cross-entropy than `starts` with the classes they were drawn for, on the mean of
+        the same images; for each of `current` means of p_c·(f − centre), K×D, and of p_c, K.
     """
-    sums, shares = torch.zeros_like(current.directions), torch.zeros_like(current.thresholds)
+    moments = [(torch.zeros_like(scores.directions), torch.zeros_like(scores.thresholds)) for scores in current]
     gained, count = 0.0, 0
     for features, classes in batch:
-        probabilities = current(features).softmax(dim=1)
-        sums += probabilities.T @ (features - current.centre)
-        shares += probabilities.sum(dim=0)
-        losses = [functional.cross_entropy(scores(features), classes, reduction="sum") for scores in (start, average)]
-        gained += float(losses[0] - losses[1])
+        for scores, (sums, shares) in zip(current, moments, strict=True):
+            probabilities = scores(features).softmax(dim=1)
+            sums += probabilities.T @ (features - scores.centre)
+            shares += probabilities.sum(dim=0)
+        before, after = (
+            functional.cross_entropy(judged(scores, features, classes), classes, reduction="sum")
+            for scores in (starts, average)
+        )
+        gained += float(before - after)
         count += len(features)
-    return gained / count, sums / count, shares / count
+    return gained / count, [(sums / count, shares / count) for sums, shares in moments]

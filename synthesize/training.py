@@ -22,6 +22,7 @@ from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
+from dpmepf.synthesize.probe import draw_probe, with_probe
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
 
@@ -168,7 +169,8 @@ class GeneratorTraining:
         )
         share_batch_norm(self.generator, processes)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
-        self.targets = class_targets(artifact)
+        released = class_targets(artifact)
+        self.targets = with_probe(released, draw_probe(released, seed=settings.seed))
         noise_variance = float(np.median(self.targets.noise_variance))
         self.noisy = self.targets.means.shape[1] * noise_variance > NOISY
         self.objective = MeanEmbeddingObjective(

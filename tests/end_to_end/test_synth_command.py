@@ -30,7 +30,7 @@ from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import open_images
-from dpmepf.synthesize import command, labelling, public_images, sampling, training
+from dpmepf.synthesize import command, labelling, public_images, sampling, synthesis, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 
@@ -128,10 +128,32 @@ def test_a_merged_artifact_is_learned_from_and_every_release_named(artifact: Pat
     assert "if no image is in two of them" in result.stderr
 
 
+def test_training_and_labels_have_the_same_probe(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[torch.Tensor] = []
+    with_probe, learn = training.with_probe, synthesis.learn_discriminant
+
+    def train_with(targets: Any, probe: torch.Tensor) -> Any:
+        probes.append(probe)
+        return with_probe(targets, probe)
+
+    def learn_with(*arguments: Any, probe: torch.Tensor, **keywords: Any) -> Any:
+        probes.append(probe)
+        return learn(*arguments, probe=probe, **keywords)
+
+    monkeypatch.setattr(training, "with_probe", train_with)
+    monkeypatch.setattr(synthesis, "learn_discriminant", learn_with)
+    assert run(artifact, "--output", tmp_path / "out", "--seed", "7", *QUICK).exit_code == 0
+    assert len(probes) == 2
+    assert float(probes[0].std()) > 0
+    torch.testing.assert_close(*probes)
+
+
 def test_a_run_leaves_everything_that_is_promised(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpmepf.synthesize.labelling.SELDOM", -1.0)  # labels are corrected, however seldom
+    monkeypatch.setattr("dpmepf.synthesize.labelling.SELDOM", -2.0)  # labels are corrected, however seldom
     output = tmp_path / "out"
     result = run(artifact, "--output", output, "--json", *QUICK)
     assert result.exit_code == 0, result.output

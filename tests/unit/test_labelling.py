@@ -24,7 +24,7 @@ from dpmepf.synthesize.labelling import (
     shrunken_means,
 )
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.refining import LinearScores
+from dpmepf.synthesize.refining import LinearScores, Scores
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
 
@@ -91,7 +91,8 @@ def test_the_temperature_recovers_how_certain_scores_are() -> None:
     scores = 2 * torch.randn(20_000, CLASSES, generator=random)
     classes = torch.multinomial(scores.softmax(dim=1), 1, generator=random).squeeze(1)
     discriminant = MeanDiscriminant(torch.eye(CLASSES), WithinClassMetric((), ridge=1.0, noise_variance=0.0), identity)
-    discriminant.calibrate(7 * scores, classes)
+    discriminant.learned = (LinearScores(torch.zeros(CLASSES), 7 * torch.eye(CLASSES), torch.zeros(CLASSES)),)
+    discriminant.calibrate([(scores[:9_000], classes[:9_000]), (scores[9_000:], classes[9_000:])])
     assert discriminant.temperature == pytest.approx(7.0, rel=0.06)
 
 
@@ -210,10 +211,11 @@ def test_scores_learn_from_released_means_except_of_a_class_that_is_all_noise() 
     released = torch.from_numpy(truth + noise_std[:, None] * random.standard_normal(truth.shape)).float()
     generated = torch.from_numpy(truth + 0.01 * random.standard_normal(truth.shape)).float()
     targets = ClassTargets(means=released, counts=np.ones(4), noise_variance=noise_std**2)
-    means = means_to_learn_from(targets, generated)
+    means, shares = means_to_learn_from(targets, generated)
     torch.testing.assert_close(means[:2], released[:2])
     assert (means[2] - released[2]).norm() < 0.3 * (generated[2] - released[2]).norm()
     torch.testing.assert_close(means[3], generated[3], rtol=0, atol=0.01)
+    torch.testing.assert_close(means, generated + shares * (released - generated))
 
 
 @pytest.mark.parametrize("better", [True, False])
@@ -227,12 +229,15 @@ def test_scores_are_refined_at_their_own_scale_and_kept_only_if_they_agree_bette
         unrefined = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
     asked: dict[str, Tensor] = {}
 
-    def refined(start: LinearScores, means: Tensor, metric: Callable[[Tensor], Tensor], draw: Any) -> LinearScores:
-        asked.update(start=start.directions, metric=metric(unrefined.means - start.centre), means=means)
+    def refined(
+        starts: Scores, all_means: tuple[Tensor, ...], metric: Callable[[Tensor], Tensor], draw: Any, **_: Any
+    ) -> Scores:
+        (start,), (means,) = starts, all_means
+        asked.update(start=start.directions, metric=metric(targets.means - start.centre), means=means)
         first, second = (torch.cat([features for features, _ in draw(step)]) for step in (0, 1))
         asked.update(first=first, second=second, classes=torch.cat([classes for _, classes in draw(0)]))
         scores = start.divided_by(0.5)
-        return scores if better else LinearScores(scores.centre, -scores.directions, scores.thresholds)
+        return (scores if better else LinearScores(scores.centre, -scores.directions, scores.thresholds),)
 
     monkeypatch.setattr(labelling, "refined_scores", refined)
     discriminant = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
@@ -242,5 +247,5 @@ def test_scores_are_refined_at_their_own_scale_and_kept_only_if_they_agree_bette
     assert asked["classes"].bincount().tolist() == [len(asked["classes"]) // CLASSES] * CLASSES
     assert discriminant.disagreement == pytest.approx(unrefined.disagreement)
     if not better:
-        torch.testing.assert_close(discriminant.linear.directions, unrefined.linear.directions)
+        torch.testing.assert_close(discriminant.learned[0].directions, unrefined.learned[0].directions)
         assert discriminant.temperature == unrefined.temperature

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpmepf.synthesize import refining
-from dpmepf.synthesize.refining import LinearScores, refined_scores
+from dpmepf.synthesize.refining import LinearScores, Scores, refined_scores
 
 CLASSES, PER_CLASS, DIMENSION = 3, 1_000, 12
 
@@ -58,10 +58,16 @@ def fresh_images(step: int) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(features.split(700), labels.split(700), strict=True)
 
 
+def alone(scores: Scores, features: Tensor, classes: Tensor) -> Tensor:
+    """What one learner's agreement is judged by."""
+    return scores[0](features)
+
+
 def refined(means: Tensor, *, steps: int = 200) -> tuple[LinearScores, LinearScores]:
     """What it starts from, and what it comes to, when the means are `means`."""
     start, metric = discriminant_of(means, *records(1))
-    return start, refined_scores(start, means, lambda rows: rows @ metric, fresh_images, steps=steps)
+    (ended,) = refined_scores((start,), (means,), lambda rows: rows @ metric, fresh_images, judged=alone, steps=steps)
+    return start, ended
 
 
 def logistic_regression(features: Tensor, labels: Tensor) -> LinearScores:
@@ -95,7 +101,9 @@ def test_what_all_class_means_share_does_not_matter() -> None:
     start, metric = discriminant_of(means, *records(1))
 
     def probabilities(shift: float) -> Tensor:
-        scores = refined_scores(start, means + shift, lambda rows: rows @ metric, fresh_images, steps=30)
+        (scores,) = refined_scores(
+            (start,), (means + shift,), lambda rows: rows @ metric, fresh_images, judged=alone, steps=30
+        )
         return scores(records(2)[0]).softmax(dim=1)
 
     torch.testing.assert_close(probabilities(0.5), probabilities(0.0), rtol=1e-3, atol=1e-4)
@@ -120,16 +128,16 @@ def test_it_stops_when_nothing_was_gained_for_a_while_and_returns_what_gained_mo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start, metric = discriminant_of(true_means(), *records(1))
-    averages: list[LinearScores] = []
+    averages: list[Scores] = []
     look = refining._look_at
 
-    def looked_at(*arguments: Any) -> tuple[float, Tensor, Tensor]:
+    def looked_at(*arguments: Any) -> tuple[float, Any]:
         averages.append(arguments[3])
         return (1.0 if len(averages) == 4 else -1.0), *look(*arguments)[1:]
 
     monkeypatch.setattr(refining, "_look_at", looked_at)
     monkeypatch.setattr(refining, "MEMORY", 0.0)
-    ended = refined_scores(start, true_means(), lambda rows: rows @ metric, fresh_images)
+    ended = refined_scores((start,), (true_means(),), lambda rows: rows @ metric, fresh_images, judged=alone)
     assert ended is averages[3]
     assert len(averages) == 4 + refining.PATIENCE
 
@@ -143,3 +151,17 @@ def test_it_returns_its_start_where_noise_leaves_nothing_to_gain(monkeypatch: py
     look, gains = refining._look_at, iter(range(1, 10_000))
     monkeypatch.setattr(refining, "_look_at", lambda *arguments: (float(next(gains)), *look(*arguments)[1:]))
     assert accuracy(refined(means)[1], *test) < accuracy(start, *test) - 0.03
+
+
+def test_several_learn_side_by_side_what_each_learns_alone() -> None:
+    means, other = true_means(), true_means() + 0.3
+    other[0, 5] += 1.0
+    start, metric = discriminant_of(means, *records(1))
+
+    def learn(*all_means: Tensor) -> Scores:
+        starts = (start,) * len(all_means)
+        return refined_scores(starts, all_means, lambda rows: rows @ metric, fresh_images, judged=alone, steps=8)
+
+    together, first = learn(means, other), learn(means)
+    torch.testing.assert_close(together[0].directions, first[0].directions)
+    assert not torch.allclose(together[1].directions, first[0].directions)

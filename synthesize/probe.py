@@ -1,0 +1,103 @@
+"""How much of the released noise a generator has learned, found by adding a little more noise that is known.
+
+A generator that is trained towards noisy class means learns some of their noise: the images of a class then resemble
+the noisy mean of that class more than they resemble its true one. Whoever judges those images by the same noisy means
+finds them right too often, for the two share their errors. In the released means noise cannot be told from signal; in
+a probe it can. The generator is trained towards y + p, where p is drawn like the noise z of the released means y, with
+r = `PROBE_SHARE` times its variance, so it treats z and p alike. Its share of p, which is seen, is its share of z.
+
+Scores depend on the means they are learned from, and so on z. They are learned twice, from y + p and from y − p; half
+the difference is how they respond to p. With W the scores' directions and g the generator's class means, p and z being
+independent of each other and alike but for r,
+
+    E[z-part of W_c · z-part of g_c] = E[p-part of W_c · p-part of g_c] / r,
+
+to first order: a Monte-Carlo divergence (Ramani, Blu, Unser 2008) with the probe as its random direction. By that
+much the score of the class that was asked for is too high on average (`advantage`). The response to the probe also
+tells what part of the scores is noise, and so how often noise decides which is the best (`share_decided_by_noise`).
+
+The same idea gives data thinning its independent parts (Neufeld et al., JMLR 2024), where the part to judge by would
+have noise of 1 + 1/r times the variance. Only the release enters, and random numbers: post-processing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpmepf.synthesize.refining import LinearScores
+from dpmepf.synthesize.targets import ClassTargets
+
+PROBE_SHARE = 0.1  # of the variance of the released noise
+MOSTLY_NOISE = 0.5  # share of noise in the variance of scores from which they are not worth following
+
+
+def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:
+    """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean."""
+    standard = torch.randn(targets.means.shape, generator=torch.Generator().manual_seed(seed))
+    return standard * torch.from_numpy(np.sqrt(PROBE_SHARE * targets.noise_variance)).float()[:, None]
+
+
+def with_probe(targets: ClassTargets, probe: Tensor) -> ClassTargets:
+    """Return what a generator is trained towards: targets with the probe added to means and to their noise."""
+    return replace(
+        targets, means=targets.means + probe, noise_variance=(1 + PROBE_SHARE) * np.asarray(targets.noise_variance)
+    )
+
+
+@dataclass(frozen=True)
+class NoiseProbe:
+    """A probe, and a generator that was trained with it.
+
+    Fields:
+        probe: K×D, what was added to the class means.
+        response: K×D mean features of the generated images of each class, less the released means without the probe:
+            that subtracts much of what the probe has no part in.
+    """
+
+    probe: Tensor
+    response: Tensor
+
+    def advantage(self, plus: LinearScores, minus: LinearScores) -> Tensor:
+        """Return K: by how much noise that a generator shares raises the score of the class its images are asked for.
+
+        One class's product is a noisy estimate, so it is taken from all classes: as the share of the probe that was
+        learned, in the metric of the scores' response, times what the score would gain if all were.
+
+        Args:
+            plus, minus: scores learned from means with the probe added and subtracted.
+        """
+        response_of_scores = 0.5 * (plus.directions - minus.directions)
+        if_all = (response_of_scores * self.probe).sum(dim=1)
+        learned = (response_of_scores * self.response).sum() / if_all.sum().clamp_min(1e-30)
+        return learned.clamp(0.0, 1.0) * if_all / PROBE_SHARE
+
+
+def share_decided_by_noise(plus: Tensor, minus: Tensor) -> float:
+    """Estimate how often the best of noisy scores is not the best of those that there would be without the noise.
+
+    With V the variance of an image's scores over classes, of which the share h is noise, the noisy scores correlate
+    with those without noise by √(1 − h). Two sets of scores that correlate as much, with the probe's response taken
+    that many times, differ in the best as often (if signal and noise were Gaussian alike; as they are, up to
+    twice as often). Where most of the variance is noise this says nothing, and 1 is returned.
+
+    Args:
+        plus, minus: N×K scores of the same images, learned from means with the probe added and subtracted.
+    """
+    scores, response = 0.5 * (plus + minus), 0.5 * (plus - minus)
+    variance, of_response = (
+        float((part - part.mean(dim=1, keepdim=True)).square().mean()) for part in (scores, response)
+    )
+    if of_response <= 0.0:
+        return 0.0
+    share = of_response / (PROBE_SHARE * variance)
+    if share >= MOSTLY_NOISE:
+        return 1.0
+    correlation = math.sqrt(1.0 - share)
+    times = math.sqrt((1.0 - correlation) / (1.0 + correlation) * variance / of_response)
+    best = [(scores + sign * times * response).argmax(dim=1) for sign in (1, -1)]
+    return float((best[0] != best[1]).float().mean())

@@ -1,0 +1,139 @@
+"""A probe tells how much of the released noise a generator has learned, so that labels are judged as if it had none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dpmepf.shared.feature_map import Segment
+from dpmepf.synthesize import labelling
+from dpmepf.synthesize.labelling import MeanDiscriminant
+from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, with_probe
+from dpmepf.synthesize.refining import LinearScores
+from dpmepf.synthesize.targets import ClassTargets
+
+CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
+NOISE_STD, SPREAD = 0.12, 1.0
+IDENTITY = WithinClassMetric((Segment("only", 1, 0, DIMENSION, channels=DIMENSION),), ridge=1.0, noise_variance=0.0)
+
+
+class World:
+    """Classes a few standard deviations apart, a release of their means, and images of a generator.
+
+    The generator has learned a share of all noise that it was trained with, and some of its images look like the next
+    class.
+    """
+
+    def __init__(self, *, learned: float, confused: float = 0.25, seed: int = 0) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.truth = 5 * SPREAD * torch.eye(DIMENSION)[:CLASSES]
+        noise_variance = np.full(CLASSES, NOISE_STD**2)
+        noise = NOISE_STD * torch.randn(self.truth.shape, generator=random)
+        self.targets = ClassTargets(means=self.truth + noise, counts=np.ones(CLASSES), noise_variance=noise_variance)
+        self.probe = draw_probe(self.targets, seed=seed + 1)
+        self.classes = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
+        drawn = torch.where(
+            torch.rand(len(self.classes), generator=random) < confused, (self.classes + 1) % CLASSES, self.classes
+        )
+        self.confused = float((drawn != self.classes).float().mean())
+        self.features = (
+            self.truth[drawn]
+            + learned * (noise + self.probe)[self.classes]
+            + SPREAD * torch.randn(len(drawn), DIMENSION, generator=random)
+        )
+
+    def discriminant(self, *, probed: bool = True) -> MeanDiscriminant:
+        generated = self.features.view(CLASSES, PER_CLASS, -1).mean(dim=1)
+        known = NoiseProbe(probe=self.probe, response=generated - self.targets.means)
+        discriminant = MeanDiscriminant(
+            self.targets.means, IDENTITY, torch.nn.Identity(), probe=known if probed else None
+        )
+        discriminant.calibrate([(self.features[::2], self.classes[::2]), (self.features[1::2], self.classes[1::2])])
+        return discriminant
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.3, 1.0])
+def test_generated_images_agree_as_often_as_by_another_release_of_the_same_data(learned: float) -> None:
+    """Planted: without the probe, images that share the noise seem to be right."""
+    world = World(learned=learned)
+    independent = world.truth + NOISE_STD * torch.randn(world.truth.shape, generator=torch.Generator().manual_seed(99))
+    scores = MeanDiscriminant(independent, IDENTITY, torch.nn.Identity()).scores(world.features)
+    expected = float((scores.argmax(dim=1) != world.classes).float().mean())
+    assert expected > 0.25
+    assert world.discriminant().disagreement == pytest.approx(expected, abs=0.04)
+    if learned == 1.0:
+        assert world.discriminant(probed=False).disagreement < 0.6 * expected
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.05, 0.3, 1.0])
+def test_the_advantage_is_what_learned_noise_adds_to_scores(learned: float) -> None:
+    found = []
+    for seed in range(5):
+        world = World(learned=learned, seed=seed)
+        discriminant = world.discriminant()
+        assert discriminant.probe is not None
+        found.append(float(discriminant.probe.advantage(*discriminant.learned).mean()))
+    expected = learned * DIMENSION * NOISE_STD**2  # E z·(learned z)
+    assert np.mean(found) == pytest.approx(expected, abs=0.1 * DIMENSION * NOISE_STD**2)
+
+
+def test_classes_with_more_noise_have_more_of_an_advantage() -> None:
+    variances = np.array([1.0, 1.0, 9.0])
+    targets = ClassTargets(means=torch.zeros(3, DIMENSION), counts=np.ones(3), noise_variance=variances)
+    drawn = draw_probe(targets, seed=0)
+    np.testing.assert_allclose(drawn.square().mean(dim=1), PROBE_SHARE * variances, rtol=0.15)
+    advantage = NoiseProbe(probe=drawn, response=0.2 * drawn).advantage(
+        *(LinearScores(torch.zeros(DIMENSION), sign * drawn, torch.zeros(3)) for sign in (1, -1))
+    )
+    np.testing.assert_allclose(advantage, 0.2 * DIMENSION * variances, rtol=0.15)
+
+
+def test_without_noise_there_is_no_advantage() -> None:
+    means = torch.eye(3)
+    targets = ClassTargets(means=means, counts=np.ones(3), noise_variance=np.zeros(3))
+    drawn = draw_probe(targets, seed=0)
+    scores = LinearScores(torch.zeros(3), means, torch.zeros(3))
+    assert NoiseProbe(probe=drawn, response=0.1 * means).advantage(scores, scores).tolist() == [0.0, 0.0, 0.0]
+    torch.testing.assert_close(with_probe(targets, drawn).means, means)
+
+
+@pytest.mark.parametrize("noise_std", [0.06, 0.12, 0.3])
+def test_doubt_is_how_often_noise_decides(noise_std: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels by the released means differ from those by the true ones as often, or half as often; 1: too much noise."""
+    monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
+    doubts, shares = [], []
+    for seed in range(3):
+        world = World(learned=0.0, seed=seed)
+        by_truth, by_release = (
+            MeanDiscriminant(means, IDENTITY, torch.nn.Identity()).scores(world.features).argmax(dim=1)
+            for means in (world.truth, world.targets.means)
+        )
+        shares.append(float((by_truth != by_release).float().mean()))
+        doubts.append(world.discriminant().doubt)
+    if noise_std < 0.3:
+        assert 0.9 * np.mean(shares) <= np.mean(doubts) <= 2.1 * np.mean(shares) + 0.005
+    else:
+        assert doubts == [1.0] * 3
+
+
+@pytest.mark.parametrize("noise_std", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_labels_are_left_alone_where_noise_would_decide_them(
+    noise_std: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
+    discriminant = World(learned=0.0, confused=0.0, seed=seed).discriminant()
+    assert discriminant.disagreement > labelling.SELDOM
+    assert not discriminant.corrects
+
+
+def test_with_a_probe_targets_are_noisier_and_say_so() -> None:
+    targets = ClassTargets(means=torch.zeros(2, 50_000), counts=np.ones(2), noise_variance=np.array([1.0, 4.0]))
+    drawn = draw_probe(targets, seed=3)
+    trained = with_probe(targets, drawn)
+    torch.testing.assert_close(trained.means, drawn)
+    np.testing.assert_allclose(trained.noise_variance, [1 + PROBE_SHARE, 4 * (1 + PROBE_SHARE)])
+    assert torch.equal(draw_probe(targets, seed=3), drawn)
+    assert not torch.equal(draw_probe(targets, seed=4), drawn)
