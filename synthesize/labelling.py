@@ -15,7 +15,8 @@ but their generator has learned some of the noise in the means that the classifi
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. Distances are from a mean of the two by their errors (`shrunken_means`; empirical Bayes, as James and
-Stein 1961). Scores are learned from the released ones.
+Stein 1961), and so are scores of public images, which share no noise with the means, unless scores were refined. Those
+of generated images are learned from the released means.
 
 Only the release and generated images enter: post-processing.
 """
@@ -32,7 +33,7 @@ from torch.nn import functional
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.probe import NoiseProbe, share_decided_by_noise
+from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, share_decided_by_noise
 from dpmepf.synthesize.refining import STEPS, LinearScores, Scores, refined_scores
 from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -55,6 +56,7 @@ class MeanDiscriminant:
         metric: in which distances are measured.
         features_of: the feature map.
         released: K×D class means to learn scores from; None: `means`.
+        shares: K×1, of the released means in `released`, and so of what a probe in them would do; None: 1.
         probe: in the generator whose images get labels; None: they share no noise with the means.
     """
 
@@ -65,16 +67,22 @@ class MeanDiscriminant:
         features_of: FeatureFunction,
         *,
         released: Tensor | None = None,
+        shares: Tensor | None = None,
         probe: NoiseProbe | None = None,
     ) -> None:
         self.means = means
         self.metric = metric
         self.features_of = features_of
         self.probe = probe
-        self.released = self._with_and_without_probe(means if released is None else released)
+        released = means if released is None else released
+        self.released: tuple[Tensor, ...] = (released,)
+        if probe is not None:
+            shift = probe.probe * (1.0 if shares is None else shares)
+            self.released = (released + shift, released - shift)
         # From the centre of the means, ‖f − m‖² = ‖f‖² − 2·(f·Am − m·Am/2): the larger the bracket, the nearer.
         centre = torch.stack(self.released).mean(dim=(0, 1))
-        self.learned = tuple(_nearest(of_one, centre, metric) for of_one in self.released)
+        self.learned = self.unrefined = tuple(_nearest(of_one, centre, metric) for of_one in self.released)
+        self.nearest = _nearest(means, means.mean(dim=0), metric)
         self.temperature = 1.0
         self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
         self.doubt = 0.0  # share of generated images whose best score would be another one with other noise
@@ -113,7 +121,7 @@ class MeanDiscriminant:
         """
         learned, scores, classes = [], [], []
         for part, of_part in features:
-            learned.append(torch.stack([self.learned[0](part), self.learned[-1](part)]))
+            learned.append(torch.stack([self._judged_by(sign, part, of_part) for sign in (1, -1)]))
             scores.append(self.scores_of_generated(part, of_part))
             classes.append(of_part)
         self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
@@ -134,12 +142,17 @@ class MeanDiscriminant:
             draw: called with the number of a step: features and classes of the images to learn from in it.
         """
         temperature, self.temperature = self.temperature, 1.0
+        shifts = None
+        if self.probe is not None:  # scores from y − p are to see what a generator that was trained towards that draws
+            shift = -2.0 * self.probe.learned(*self.learned) * self.probe.probe
+            shifts = (torch.zeros_like(shift), shift)
         self.learned = refined_scores(
             tuple(scores.divided_by(temperature) for scores in self.learned),
             self.released,
             lambda rows: self.metric.apply(rows) / temperature,
             draw,
             judged=self._judged,
+            shifts=shifts,
         )
 
     @torch.inference_mode()
@@ -160,18 +173,30 @@ class MeanDiscriminant:
             from the mean of that class.
         """
         features = _features(self.features_of, images.to(self.means.device))
-        best, classes = self.scores(features).topk(2, dim=1)
+        scores = self.scores(features) if self.learned is not self.unrefined else self.nearest(features)
+        best, classes = scores.topk(2, dim=1)
         return classes[:, 0], best[:, 0] - best[:, 1], self.squared_distances(features, classes[:, 0])
-
-    def _with_and_without_probe(self, means: Tensor) -> tuple[Tensor, ...]:
-        return (means,) if self.probe is None else (means + self.probe.probe, means - self.probe.probe)
 
     def _judged(self, learned: Scores, features: Tensor, asked: Tensor) -> Tensor:
         scores = _mean_scores(learned)(features)
         if self.probe is None:
             return scores
-        too_high = self.probe.advantage(*learned)[asked]
-        return scores.scatter_add(1, asked[:, None], -too_high[:, None])
+        return _less(scores, self.probe.advantage(*learned)[asked], asked)
+
+    def _judged_by(self, sign: int, features: Tensor, asked: Tensor) -> Tensor:
+        """Scores learned with the probe added (1) or subtracted (-1), without what the generator knows of the noise.
+
+        Of the noise in the former, 1 + `PROBE_SHARE` times as much is what the generator learned from, of that in the
+        latter 1 − `PROBE_SHARE`.
+        """
+        scores = self.learned[0 if sign > 0 else -1](features)
+        if self.probe is None:
+            return scores
+        return _less(scores, (1 + sign * PROBE_SHARE) * self.probe.advantage(*self.learned)[asked], asked)
+
+
+def _less(scores: Tensor, too_high: Tensor, asked: Tensor) -> Tensor:
+    return scores.scatter_add(1, asked[:, None], -too_high[:, None])
 
 
 def _nearest(means: Tensor, centre: Tensor, metric: WithinClassMetric) -> LinearScores:
@@ -241,14 +266,13 @@ def learn_discriminant(
         released, shares = means_to_learn_from(targets, generated)
         known = None
         if probe is not None:
-            known = NoiseProbe(probe=shares * probe.to(device), response=generated - targets.means.to(device))
-        discriminant = MeanDiscriminant(means, metric, features_of, released=released, probe=known)
+            known = NoiseProbe(probe=probe.to(device), response=generated - targets.means.to(device))
+        discriminant = MeanDiscriminant(means, metric, features_of, released=released, shares=shares, probe=known)
         loss = calibrate()
         if discriminant.corrects:
-            unrefined = discriminant.learned
             discriminant.refine(draw_step)
             if calibrate() >= loss:
-                discriminant.learned = unrefined
+                discriminant.learned = discriminant.unrefined
                 calibrate()
         distances = [
             discriminant.squared_distances(_features(features_of, images), classes) for images, classes in kept

@@ -65,16 +65,23 @@ class NoiseProbe:
     def advantage(self, plus: LinearScores, minus: LinearScores) -> Tensor:
         """Return K: by how much noise that a generator shares raises the score of the class its images are asked for.
 
-        One class's product is a noisy estimate, so it is taken from all classes: as the share of the probe that was
-        learned, in the metric of the scores' response, times what the score would gain if all were.
-
         Args:
             plus, minus: scores learned from means with the probe added and subtracted.
         """
         response_of_scores = 0.5 * (plus.directions - minus.directions)
         if_all = (response_of_scores * self.probe).sum(dim=1)
-        learned = (response_of_scores * self.response).sum() / if_all.sum().clamp_min(1e-30)
-        return learned.clamp(0.0, 1.0) * if_all / PROBE_SHARE
+        return self.learned(plus, minus) * if_all / PROBE_SHARE
+
+    def learned(self, plus: LinearScores, minus: LinearScores) -> Tensor:
+        """Return the share, in [0, 1], of the probe that was learned, in the metric of the scores' response to it.
+
+        One class's product is a noisy estimate, so one share is taken for all. What classes have in common raises all
+        scores alike, and does not count.
+        """
+        response_of_scores = plus.directions - minus.directions
+        response_of_scores = response_of_scores - response_of_scores.mean(dim=0)
+        if_all = (response_of_scores * self.probe).sum()
+        return ((response_of_scores * self.response).sum() / if_all.clamp_min(1e-30)).clamp(0.0, 1.0)
 
 
 def share_decided_by_noise(plus: Tensor, minus: Tensor) -> float:

@@ -77,6 +77,7 @@ def refined_scores(
     draw: Callable[[int], Batch],
     *,
     judged: Judged,
+    shifts: Sequence[Tensor] | None = None,
     steps: int = STEPS,
 ) -> Scores:
     """Improve on `starts` for as long as generated images agree better with the class that they were drawn for.
@@ -88,6 +89,7 @@ def refined_scores(
         draw: called with the number of a step, from 0: the images of that step, others each time.
         judged: called with scores of all, with n×D features and their n classes: n×K scores whose softmax says how
             well the images agree with their classes.
+        shifts: for each start K×D, added to the features of the images of each class when it learns; None: nothing.
         steps: at most.
 
     Returns:
@@ -100,7 +102,7 @@ def refined_scores(
     current = average = best = starts
     gains, most, best_step = 0.0, 0.0, 0
     for step in range(steps):
-        gained, moments = _look_at(draw(step), starts, current, average, judged)
+        gained, moments = _look_at(draw(step), starts, current, average, judged, shifts or [None] * len(starts))
         gains = MEMORY * gains + (1 - MEMORY) * gained
         gain = gains / (1 - MEMORY ** (step + 1))  # as Adam corrects an average that begins at 0
         if gain > most:
@@ -121,7 +123,12 @@ def refined_scores(
 
 
 def _look_at(
-    batch: Batch, starts: Scores, current: Scores, average: Scores, judged: Judged
+    batch: Batch,
+    starts: Scores,
+    current: Scores,
+    average: Scores,
+    judged: Judged,
+    shifts: Sequence[Tensor | None],
 ) -> tuple[float, list[tuple[Tensor, Tensor]]]:
     """What a step needs to know of its images, with the probabilities p_c that each of `current` gives them.
 
@@ -132,9 +139,10 @@ def _look_at(
     moments = [(torch.zeros_like(scores.directions), torch.zeros_like(scores.thresholds)) for scores in current]
     gained, count = 0.0, 0
     for features, classes in batch:
-        for scores, (sums, shares) in zip(current, moments, strict=True):
-            probabilities = scores(features).softmax(dim=1)
-            sums += probabilities.T @ (features - scores.centre)
+        for scores, shift, (sums, shares) in zip(current, shifts, moments, strict=True):
+            seen = features if shift is None else features + shift[classes]
+            probabilities = scores(seen).softmax(dim=1)
+            sums += probabilities.T @ (seen - scores.centre)
             shares += probabilities.sum(dim=0)
         before, after = (
             functional.cross_entropy(judged(scores, features, classes), classes, reduction="sum")
