@@ -44,9 +44,7 @@ def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:
 
 def with_probe(targets: ClassTargets, probe: Tensor) -> ClassTargets:
     """Return what a generator is trained towards: targets with the probe added to means and to their noise."""
-    return replace(
-        targets, means=targets.means + probe, noise_variance=(1 + PROBE_SHARE) * np.asarray(targets.noise_variance)
-    )
+    return replace(targets, means=targets.means + probe, noise_variance=(1 + PROBE_SHARE) * targets.noise_variance)
 
 
 @dataclass(frozen=True)
