@@ -66,9 +66,7 @@ class NoiseProbe:
         Args:
             plus, minus: scores learned from means with the probe added and subtracted.
         """
-        response_of_scores = 0.5 * (plus.directions - minus.directions)
-        if_all = (response_of_scores * self.probe).sum(dim=1)
-        return self.learned(plus, minus) * if_all / PROBE_SHARE
+        return self.learned(plus, minus) * shared_noise(plus, minus, self.probe)
 
     def learned(self, plus: LinearScores, minus: LinearScores) -> Tensor:
         """Return the share, in [0, 1], of the probe that was learned, in the metric of the scores' response to it.
@@ -80,6 +78,16 @@ class NoiseProbe:
         response_of_scores = response_of_scores - response_of_scores.mean(dim=0)
         if_all = (response_of_scores * self.probe).sum()
         return ((response_of_scores * self.response).sum() / if_all.clamp_min(1e-30)).clamp(0.0, 1.0)
+
+
+def shared_noise(plus: LinearScores, minus: LinearScores, responses: Tensor) -> Tensor:
+    """Return K: by how much noise raises the score of class c of features that have the noise of c as well.
+
+    Args:
+        plus, minus: scores learned from means with the probe added and subtracted.
+        responses: K×D, what the probe alone would add to those features.
+    """
+    return 0.5 * ((plus.directions - minus.directions) * responses).sum(dim=1) / PROBE_SHARE
 
 
 def share_decided_by_noise(plus: Tensor, minus: Tensor) -> float:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dpmepf.shared.feature_map import Segment
-from dpmepf.synthesize import refining
+from dpmepf.synthesize import labelling, refining
 from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, with_probe
-from dpmepf.synthesize.refining import LinearScores
+from dpmepf.synthesize.refining import LinearScores, Scores
 from dpmepf.synthesize.targets import ClassTargets
 
 CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
@@ -56,7 +58,9 @@ class World:
         discriminant = MeanDiscriminant(
             self.targets.means, IDENTITY, torch.nn.Identity(), probe=known if probed else None
         )
-        discriminant.calibrate([(self.features[::2], self.classes[::2]), (self.features[1::2], self.classes[1::2])])
+        parts = [(self.features[start::2], self.classes[start::2]) for start in (0, 1)]
+        discriminant.assess(parts)
+        discriminant.calibrate(parts)
         return discriminant
 
 
@@ -164,3 +168,38 @@ def test_with_a_probe_targets_are_noisier_and_say_so() -> None:
     np.testing.assert_allclose(trained.noise_variance, [1 + PROBE_SHARE, 4 * (1 + PROBE_SHARE)])
     assert torch.equal(draw_probe(targets, seed=3), drawn)
     assert not torch.equal(draw_probe(targets, seed=4), drawn)
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.3])
+def test_refining_stops_by_the_loss_that_images_have_which_share_no_noise(
+    learned: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: with what scores and released means share of the noise left in, learning the noise looks like a gain."""
+    world = World(learned=learned)
+    discriminant = world.discriminant()
+    real, labels, _ = World(learned=0.0, confused=0.0).images(torch.Generator().manual_seed(100))
+    seen: list[Scores] = []
+    look, gains = refining._look_at, count(1)
+
+    def looked_at(*arguments: Any) -> tuple[float, Any]:
+        seen.append(arguments[3])
+        return float(next(gains)), look(*arguments)[1]
+
+    monkeypatch.setattr(refining, "_look_at", looked_at)
+    monkeypatch.setitem(refining.refined_scores.__kwdefaults__, "steps", 40)
+    refine(discriminant, world)
+
+    def of_real(scores: Scores) -> float:
+        return float(functional.cross_entropy(scores[0].towards(scores[1], 0.5)(real), labels))
+
+    def gains_by(loss: Callable[[Scores], float]) -> np.ndarray:
+        losses = np.array([loss(scores) for scores in seen])
+        return losses[0] - losses[1:]
+
+    def estimated(scores: Scores) -> float:
+        return float(discriminant._losses(scores, world.features, world.classes).mean())
+
+    real_gains = gains_by(of_real)
+    assert real_gains[gains_by(estimated).argmax()] > real_gains.max() - 0.015
+    monkeypatch.setattr(labelling, "shared_noise", lambda plus, minus, responses: torch.zeros(CLASSES))
+    assert real_gains[gains_by(estimated).argmax()] < real_gains.max() - 0.1
