@@ -33,7 +33,7 @@ from torch.nn import functional
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, share_decided_by_noise, shared_noise
+from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, share_decided_by_noise
 from dpmepf.synthesize.refining import STEPS, LinearScores, Scores, refined_scores
 from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -106,34 +106,34 @@ class MeanDiscriminant:
         deviations = features - self.means[classes]
         return (deviations * self.metric.apply(deviations)).sum(dim=1)
 
-    def assess(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Find how often the best score is not that of the class that was asked for, and how often noise decides it.
-
-        Args:
-            features: n×D of generated images and their n classes, part by part.
-        """
-        by_sign, differ = [], []
-        for part, classes in features:
-            by_sign.append(torch.stack([self._judged_by(sign, part, classes) for sign in (1, -1)]))
-            differ.append(self.scores_of_generated(part, classes).argmax(dim=1) != classes)
-        self.doubt = share_decided_by_noise(*torch.cat(by_sign, dim=1))
-        self.disagreement = float(torch.cat(differ).float().mean())
-
-    def calibrate(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def calibrate(self, features: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Choose the temperature at which softmax(scores/temperature) predicts classes best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty.
+        far too much certainty. Also find how often the best score is not that of the class that was asked for, and
+        how often noise would change it.
 
         Args:
             features: n×D of generated images and their n classes, part by part.
+
+        Returns:
+            Mean cross-entropy of the classes at that temperature.
         """
-        parts = [(self.scores_of_generated(part, classes), classes) for part, classes in features]
-        scores, classes = map(torch.cat, zip(*parts, strict=True))
+        learned, scores, classes = [], [], []
+        for part, of_part in features:
+            learned.append(torch.stack([self._judged_by(sign, part, of_part) for sign in (1, -1)]))
+            scores.append(self.scores_of_generated(part, of_part))
+            classes.append(of_part)
+        self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
+        return self._choose_temperature(torch.cat(scores), torch.cat(classes))
+
+    def _choose_temperature(self, scores: Tensor, classes: Tensor) -> float:
         spread = scores.std().clamp_min(1e-12)
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
         losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
         self.temperature = float(temperatures[losses.argmin()])
+        self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
+        return float(losses.min())
 
     def refine(self, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
         """Make better scores of calibrated ones (`refining.refined_scores`); they want calibrating again.
@@ -151,7 +151,7 @@ class MeanDiscriminant:
             self.released,
             lambda rows: self.metric.apply(rows) / temperature,
             draw,
-            losses=self._losses,
+            judged=self._judged,
             shifts=shifts,
         )
 
@@ -176,17 +176,6 @@ class MeanDiscriminant:
         scores = self.scores(features) if self.learned is not self.unrefined else self.nearest(features)
         best, classes = scores.topk(2, dim=1)
         return classes[:, 0], best[:, 0] - best[:, 1], self.squared_distances(features, classes[:, 0])
-
-    def _losses(self, learned: Scores, features: Tensor, asked: Tensor) -> Tensor:
-        """Return n: log Σ_c exp s_c(f) less the score of the released mean of the class that was asked for.
-
-        Scores and means share the noise, scores and features what the generator learned of it; both are taken off, the
-        former as in Stein's unbiased estimate of risk.
-        """
-        of_means = _mean_scores(learned)(torch.stack(self.released).mean(dim=0)).diagonal()
-        if self.probe is not None:
-            of_means = of_means - shared_noise(learned[0], learned[-1], 0.5 * (self.released[0] - self.released[-1]))
-        return self._judged(learned, features, asked).logsumexp(dim=1) - of_means[asked]
 
     def _judged(self, learned: Scores, features: Tensor, asked: Tensor) -> Tensor:
         scores = _mean_scores(learned)(features)
@@ -256,8 +245,8 @@ def learn_discriminant(
         for batch, of_batch in zip(images.split(BATCH), classes.split(BATCH), strict=True):
             yield _features(features_of, batch), of_batch
 
-    def features_of_kept() -> Iterator[tuple[Tensor, Tensor]]:
-        return ((_features(features_of, images), classes) for images, classes in kept)
+    def calibrate() -> float:
+        return discriminant.calibrate((_features(features_of, images), classes) for images, classes in kept)
 
     total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
@@ -279,11 +268,12 @@ def learn_discriminant(
         if probe is not None:
             known = NoiseProbe(probe=probe.to(device), response=generated - targets.means.to(device))
         discriminant = MeanDiscriminant(means, metric, features_of, released=released, shares=shares, probe=known)
-        discriminant.assess(features_of_kept())
-        discriminant.calibrate(features_of_kept())
+        loss = calibrate()
         if discriminant.corrects:
             discriminant.refine(draw_step)
-            discriminant.calibrate(features_of_kept())
+            if calibrate() >= loss:
+                discriminant.learned = discriminant.unrefined
+                calibrate()
         distances = [
             discriminant.squared_distances(_features(features_of, images), classes) for images, classes in kept
         ]

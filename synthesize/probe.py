@@ -13,8 +13,9 @@ independent of each other and alike but for r,
     E[z-part of W_c · z-part of g_c] = E[p-part of W_c · p-part of g_c] / r,
 
 to first order: a Monte-Carlo divergence (Ramani, Blu, Unser 2008) with the probe as its random direction. By that
-much the score of the class that was asked for is too high on average (`advantage`). The response to the probe also
-tells what part of the scores is noise, and so how often noise decides which is the best (`share_decided_by_noise`).
+much, less what other scores have of it, the score of the class that was asked for is too high on average (`advantage`).
+The response to the probe also tells what part of the scores is noise, and so how often noise decides which is the best
+(`share_decided_by_noise`).
 
 The same idea gives data thinning its independent parts (Neufeld et al., JMLR 2024), where the part to judge by would
 have noise of 1 + 1/r times the variance. Only the release enters, and random numbers: post-processing.
@@ -33,13 +34,15 @@ from dpmepf.synthesize.refining import LinearScores
 from dpmepf.synthesize.targets import ClassTargets
 
 PROBE_SHARE = 0.1  # of the variance of the released noise
+STREAM = 1  # of a run's random numbers; those of the same seed alone are its latent vectors
 MOSTLY_NOISE = 0.5  # share of noise in the variance of scores from which they are not worth following
 
 
 def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:
     """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean."""
-    standard = torch.randn(targets.means.shape, generator=torch.Generator().manual_seed(seed))
-    return standard * torch.from_numpy(np.sqrt(PROBE_SHARE * targets.noise_variance)).float()[:, None]
+    random = np.random.default_rng((seed, STREAM))
+    std = np.sqrt(PROBE_SHARE * targets.noise_variance)[:, None]
+    return torch.from_numpy(std * random.standard_normal(targets.means.shape)).float()
 
 
 def with_probe(targets: ClassTargets, probe: Tensor) -> ClassTargets:
@@ -63,10 +66,15 @@ class NoiseProbe:
     def advantage(self, plus: LinearScores, minus: LinearScores) -> Tensor:
         """Return K: by how much noise that a generator shares raises the score of the class its images are asked for.
 
+        That is above the mean of the other scores: what is added to all of them decides nothing.
+
         Args:
             plus, minus: scores learned from means with the probe added and subtracted.
         """
-        return self.learned(plus, minus) * shared_noise(plus, minus, self.probe)
+        responses = 0.5 * (plus.directions - minus.directions) @ self.probe.T  # of scores (K) to the probes of classes
+        classes = len(responses)
+        of_others = (responses.sum(dim=0) - responses.diagonal()) / max(classes - 1, 1)
+        return self.learned(plus, minus) * (responses.diagonal() - of_others) / PROBE_SHARE
 
     def learned(self, plus: LinearScores, minus: LinearScores) -> Tensor:
         """Return the share, in [0, 1], of the probe that was learned, in the metric of the scores' response to it.
@@ -78,16 +86,6 @@ class NoiseProbe:
         response_of_scores = response_of_scores - response_of_scores.mean(dim=0)
         if_all = (response_of_scores * self.probe).sum()
         return ((response_of_scores * self.response).sum() / if_all.clamp_min(1e-30)).clamp(0.0, 1.0)
-
-
-def shared_noise(plus: LinearScores, minus: LinearScores, responses: Tensor) -> Tensor:
-    """Return K: by how much noise raises the score of class c of features that have the noise of c as well.
-
-    Args:
-        plus, minus: scores learned from means with the probe added and subtracted.
-        responses: K×D, what the probe alone would add to those features.
-    """
-    return 0.5 * ((plus.directions - minus.directions) * responses).sum(dim=1) / PROBE_SHARE
 
 
 def share_decided_by_noise(plus: Tensor, minus: Tensor) -> float:

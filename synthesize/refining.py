@@ -10,9 +10,10 @@ scores (Hastie et al., The Elements of Statistical Learning, section 4.4; π_c a
 drawn equally many of each class).
 
 Linear discriminant analysis, from which this starts, is right for Gaussian features of equal covariance; logistic
-regression assumes neither. But the longer it runs, the more it learns of the noise in the means: then w_c·m_c of noisy
-means grows, and what it would be with means that the scores do not know does not. Training stops, and goes back, to
-where the loss was least with what they do know taken off (`probe`).
+regression assumes neither. But the longer it runs, the more it learns of the noise in the means, and of differences
+between generated and private images. Neither makes generated images agree better with the class that they were drawn
+for, once what they share with the noise is taken off (`probe`), so training stops, and goes back, to where they agree
+best.
 
 Only the release and generated images enter: post-processing.
 """
@@ -24,11 +25,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 STEPS = 80  # at most
-PATIENCE = 12  # steps without less of a loss before it stops
+PATIENCE = 12  # steps without better agreement before it stops
 RATE = 0.1  # of a step, times the number of classes; Newton's would be some ten times as long
-MEMORY = 0.9  # share of the past in the averages of scores, of which the best are returned, and of their gain
+MEMORY = 0.9  # share of the past in the averages of scores, of which the best are returned, and of their agreement
 
 Batch = Iterable[tuple[Tensor, Tensor]]
 """Features (n×D) and classes (int64 n) of generated images, part by part; of each class equally many in all."""
@@ -65,7 +67,7 @@ class LinearScores:
 
 
 Scores = tuple[LinearScores, ...]
-Losses = Callable[[Scores, Tensor, Tensor], Tensor]
+Judged = Callable[[Scores, Tensor, Tensor], Tensor]
 
 
 def refined_scores(
@@ -74,23 +76,25 @@ def refined_scores(
     metric: Callable[[Tensor], Tensor],
     draw: Callable[[int], Batch],
     *,
-    losses: Losses,
+    judged: Judged,
     shifts: Sequence[Tensor] | None = None,
     steps: int = STEPS,
 ) -> Scores:
-    """Improve on `starts` for as long as that makes their loss less.
+    """Improve on `starts` for as long as generated images agree better with the class that they were drawn for.
 
     Args:
         starts: scores whose softmax is about as certain as it is right, all of one centre.
         means: for each of them K×D released class means.
         metric: A, K×D -> K×D, of the scale at which a start's directions are A times deviations of means.
         draw: called with the number of a step, from 0: the images of that step, others each time.
-        losses: called with scores of all, with n×D features and their n classes: n losses, of which the mean counts.
+        judged: called with scores of all, with n×D features and their n classes: n×K scores whose softmax says how
+            well the images agree with their classes.
         shifts: for each start K×D, added to the features of the images of each class when it learns; None: nothing.
         steps: at most.
 
     Returns:
-        Of each start, the scores of least loss on the images of their steps, possibly those of the start.
+        Of each start, the scores that agreed best with the images of their steps, possibly those of the start. With
+        all images they may agree a little less well than the starts: see whether they do.
     """
     classes = len(means[0])
     rate = RATE * classes
@@ -98,7 +102,7 @@ def refined_scores(
     current = average = best = starts
     gains, most, best_step = 0.0, 0.0, 0
     for step in range(steps):
-        gained, moments = _look_at(draw(step), starts, current, average, losses, shifts or [None] * len(starts))
+        gained, moments = _look_at(draw(step), starts, current, average, judged, shifts or [None] * len(starts))
         gains = MEMORY * gains + (1 - MEMORY) * gained
         gain = gains / (1 - MEMORY ** (step + 1))  # as Adam corrects an average that begins at 0
         if gain > most:
@@ -123,14 +127,14 @@ def _look_at(
     starts: Scores,
     current: Scores,
     average: Scores,
-    losses: Losses,
+    judged: Judged,
     shifts: Sequence[Tensor | None],
 ) -> tuple[float, list[tuple[Tensor, Tensor]]]:
     """What a step needs to know of its images, with the probabilities p_c that each of `current` gives them.
 
     Returns:
-        By how much the loss of `average` is less than that of `starts`, on the mean of the same images; for each of
-        `current` means of p_c·(f − centre), K×D, and of p_c, K.
+        By how much `average` has less cross-entropy than `starts` with the classes they were drawn for, on the mean of
+        the same images; for each of `current` means of p_c·(f − centre), K×D, and of p_c, K.
     """
     moments = [(torch.zeros_like(scores.directions), torch.zeros_like(scores.thresholds)) for scores in current]
     gained, count = 0.0, 0
@@ -140,7 +144,10 @@ def _look_at(
             probabilities = scores(seen).softmax(dim=1)
             sums += probabilities.T @ (seen - scores.centre)
             shares += probabilities.sum(dim=0)
-        before, after = (losses(scores, features, classes).sum() for scores in (starts, average))
+        before, after = (
+            functional.cross_entropy(judged(scores, features, classes), classes, reduction="sum")
+            for scores in (starts, average)
+        )
         gained += float(before - after)
         count += len(features)
     return gained / count, [(sums / count, shares / count) for sums, shares in moments]

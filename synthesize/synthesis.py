@@ -209,19 +209,19 @@ def _draw(
 
     def advance(count: int) -> None:
         callbacks.on_images(count, total)
-        stop_if_requested()
+        stop_if_requested("drawing images")
 
     def drew_to_learn(count: int, most: int) -> None:
         callbacks.on_labelling(count, most)
-        stop_if_requested()
+        stop_if_requested("learning labels")
 
     def looked_at_public(count: int, of: int) -> None:
         callbacks.on_public_images(count, of)
-        stop_if_requested()
+        stop_if_requested("choosing public images")
 
-    def stop_if_requested() -> None:
+    def stop_if_requested(doing: str) -> None:
         if callbacks.stop_requested():
-            raise TrainingStopped("stopped while drawing images")
+            raise TrainingStopped(f"stopped while {doing}")
 
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)

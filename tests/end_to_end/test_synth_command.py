@@ -248,16 +248,28 @@ def like_the_classes(artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
     return folder, array
 
 
-@pytest.mark.parametrize("work", ["labelling", "public_images", "images"])
+@pytest.mark.parametrize(
+    "work, doing",
+    [
+        ("labelling", "learning labels"),
+        ("public_images", "choosing public images"),
+        ("images", "drawing images"),
+    ],
+)
 def test_ctrl_c_after_training_stops_and_resume_draws_again(
-    work: str, artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: str,
+    doing: str,
+    artifact: Path,
+    like_the_classes: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output, public = tmp_path / "out", ("--public", like_the_classes[0])
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(command._Display, work, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         result = run(artifact, "--output", output, *public, *QUICK)
-    assert_one_sentence(result, 130, "stopped while drawing images", "--resume")
+    assert_one_sentence(result, 130, f"stopped while {doing}", "--resume")
     assert {path.name for path in tmp_path.iterdir()} == before | {"out.partial"}
     assert run(artifact, "--output", output, *public, "--resume", "--samples", 5, "--device", "cpu").exit_code == 0
     assert {path.name for path in output.iterdir()} == FILES | {"images"}

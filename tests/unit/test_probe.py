@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dpmepf.shared.feature_map import Segment
-from dpmepf.synthesize import labelling, refining
+from dpmepf.synthesize import refining
 from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, with_probe
-from dpmepf.synthesize.refining import LinearScores, Scores
+from dpmepf.synthesize.refining import LinearScores
 from dpmepf.synthesize.targets import ClassTargets
 
 CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
@@ -58,9 +56,7 @@ class World:
         discriminant = MeanDiscriminant(
             self.targets.means, IDENTITY, torch.nn.Identity(), probe=known if probed else None
         )
-        parts = [(self.features[start::2], self.classes[start::2]) for start in (0, 1)]
-        discriminant.assess(parts)
-        discriminant.calibrate(parts)
+        discriminant.calibrate([(self.features[::2], self.classes[::2]), (self.features[1::2], self.classes[1::2])])
         return discriminant
 
 
@@ -119,6 +115,20 @@ def test_classes_with_more_noise_have_more_of_an_advantage() -> None:
     np.testing.assert_allclose(advantage, 0.2 * DIMENSION * variances, rtol=0.15)
 
 
+def test_what_raises_all_scores_alike_is_no_advantage() -> None:
+    targets = ClassTargets(means=torch.zeros(3, DIMENSION), counts=np.ones(3), noise_variance=np.ones(3))
+    drawn = draw_probe(targets, seed=0)
+    known = NoiseProbe(probe=drawn, response=0.2 * drawn)
+
+    def advantage(common: float) -> Tensor:
+        directions = drawn + common * drawn.mean(dim=0)
+        return known.advantage(
+            *(LinearScores(torch.zeros(DIMENSION), sign * directions, torch.zeros(3)) for sign in (1, -1))
+        )
+
+    torch.testing.assert_close(advantage(5.0), advantage(0.0), rtol=1e-4, atol=0.0)
+
+
 def test_without_noise_there_is_no_advantage() -> None:
     means = torch.eye(3)
     targets = ClassTargets(means=means, counts=np.ones(3), noise_variance=np.zeros(3))
@@ -168,38 +178,3 @@ def test_with_a_probe_targets_are_noisier_and_say_so() -> None:
     np.testing.assert_allclose(trained.noise_variance, [1 + PROBE_SHARE, 4 * (1 + PROBE_SHARE)])
     assert torch.equal(draw_probe(targets, seed=3), drawn)
     assert not torch.equal(draw_probe(targets, seed=4), drawn)
-
-
-@pytest.mark.parametrize("learned", [0.0, 0.3])
-def test_refining_stops_by_the_loss_that_images_have_which_share_no_noise(
-    learned: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Planted: with what scores and released means share of the noise left in, learning the noise looks like a gain."""
-    world = World(learned=learned)
-    discriminant = world.discriminant()
-    real, labels, _ = World(learned=0.0, confused=0.0).images(torch.Generator().manual_seed(100))
-    seen: list[Scores] = []
-    look, gains = refining._look_at, count(1)
-
-    def looked_at(*arguments: Any) -> tuple[float, Any]:
-        seen.append(arguments[3])
-        return float(next(gains)), look(*arguments)[1]
-
-    monkeypatch.setattr(refining, "_look_at", looked_at)
-    monkeypatch.setitem(refining.refined_scores.__kwdefaults__, "steps", 40)
-    refine(discriminant, world)
-
-    def of_real(scores: Scores) -> float:
-        return float(functional.cross_entropy(scores[0].towards(scores[1], 0.5)(real), labels))
-
-    def gains_by(loss: Callable[[Scores], float]) -> np.ndarray:
-        losses = np.array([loss(scores) for scores in seen])
-        return losses[0] - losses[1:]
-
-    def estimated(scores: Scores) -> float:
-        return float(discriminant._losses(scores, world.features, world.classes).mean())
-
-    real_gains = gains_by(of_real)
-    assert real_gains[gains_by(estimated).argmax()] > real_gains.max() - 0.015
-    monkeypatch.setattr(labelling, "shared_noise", lambda plus, minus, responses: torch.zeros(CLASSES))
-    assert real_gains[gains_by(estimated).argmax()] < real_gains.max() - 0.1

@@ -58,17 +58,15 @@ def fresh_images(step: int) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(features.split(700), labels.split(700), strict=True)
 
 
-def by_labels(scores: Scores, features: Tensor, labels: Tensor) -> Tensor:
-    """The loss of the first learner."""
-    return functional.cross_entropy(scores[0](features), labels, reduction="none")
+def alone(scores: Scores, features: Tensor, classes: Tensor) -> Tensor:
+    """What one learner's agreement is judged by."""
+    return scores[0](features)
 
 
 def refined(means: Tensor, *, steps: int = 200) -> tuple[LinearScores, LinearScores]:
     """What it starts from, and what it comes to, when the means are `means`."""
     start, metric = discriminant_of(means, *records(1))
-    (ended,) = refined_scores(
-        (start,), (means,), lambda rows: rows @ metric, fresh_images, losses=by_labels, steps=steps
-    )
+    (ended,) = refined_scores((start,), (means,), lambda rows: rows @ metric, fresh_images, judged=alone, steps=steps)
     return start, ended
 
 
@@ -104,14 +102,14 @@ def test_what_all_class_means_share_does_not_matter() -> None:
 
     def probabilities(shift: float) -> Tensor:
         (scores,) = refined_scores(
-            (start,), (means + shift,), lambda rows: rows @ metric, fresh_images, losses=by_labels, steps=30
+            (start,), (means + shift,), lambda rows: rows @ metric, fresh_images, judged=alone, steps=30
         )
         return scores(records(2)[0]).softmax(dim=1)
 
     torch.testing.assert_close(probabilities(0.5), probabilities(0.0), rtol=1e-3, atol=1e-4)
 
 
-def test_it_returns_the_step_between_first_and_last_of_least_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_returns_the_step_between_first_and_last_that_agreed_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: gains that rise for ever make it return the last step."""
     noise = 2.0 * torch.randn(CLASSES, DIMENSION, generator=torch.Generator().manual_seed(2))
     features, labels = records(2)
@@ -139,7 +137,7 @@ def test_it_stops_when_nothing_was_gained_for_a_while_and_returns_what_gained_mo
 
     monkeypatch.setattr(refining, "_look_at", looked_at)
     monkeypatch.setattr(refining, "MEMORY", 0.0)
-    ended = refined_scores((start,), (true_means(),), lambda rows: rows @ metric, fresh_images, losses=by_labels)
+    ended = refined_scores((start,), (true_means(),), lambda rows: rows @ metric, fresh_images, judged=alone)
     assert ended is averages[3]
     assert len(averages) == 4 + refining.PATIENCE
 
@@ -162,7 +160,7 @@ def test_several_learn_side_by_side_what_each_learns_alone() -> None:
 
     def learn(*all_means: Tensor) -> Scores:
         starts = (start,) * len(all_means)
-        return refined_scores(starts, all_means, lambda rows: rows @ metric, fresh_images, losses=by_labels, steps=8)
+        return refined_scores(starts, all_means, lambda rows: rows @ metric, fresh_images, judged=alone, steps=8)
 
     together, first = learn(means, other), learn(means)
     torch.testing.assert_close(together[0].directions, first[0].directions)
