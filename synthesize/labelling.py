@@ -7,11 +7,9 @@ features of equal covariance, linear discriminant analysis: the class whose mean
 by logistic regression. Where they agree with the class that was asked for, the image keeps that; where they find that
 class improbable, the image gets the most probable one; what lies between is left out.
 
-The classifier errs too. Labels that the generator gets wrong are wrong here and there, which whoever learns from many
-of them averages out; the classifier is wrong about the same kind of image again and again, which is learned. Where the
-two seldom differ, or noise alone would make the classifier differ as often, much of what would be corrected is the
-classifier's own error, and every image keeps its class (`corrects`). Generated images alone tell how often they differ,
-but their generator has learned some of the noise in the means that the classifier has, as a probe shows (`probe`).
+The classifier errs too. Where noise decides most of the labels in which the two differ, every image keeps its class
+(`corrects`). Generated images alone tell how often they differ, but their generator has learned some of the noise in
+the means that the classifier has, as a probe shows (`probe`).
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. Distances are from a mean of the two by their errors (`shrunken_means`; empirical Bayes, as James and
@@ -45,7 +43,7 @@ CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their fe
 IMAGES_PER_STEP = 1_000  # drawn for a step of refining, over all classes
 RADIUS_QUANTILE = 0.99  # of the squared distances of generated images from the mean of their class
 IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
-SELDOM = 0.1  # share of images drawn for another class than the most probable, up to which none is corrected
+DECIDED_BY_NOISE = 0.5  # share of labels that differ from the class asked for, from which none is corrected
 
 
 class MeanDiscriminant:
@@ -57,7 +55,7 @@ class MeanDiscriminant:
         features_of: the feature map.
         released: K×D class means to learn scores from; None: `means`.
         shares: K×1, of the released means in `released`, and so of what a probe in them would do; None: 1.
-        probe: in the generator whose images get labels; None: they share no noise with the means.
+        probe: in the generator whose images get labels; None: no label is corrected, since noise may decide it.
     """
 
     def __init__(
@@ -85,13 +83,13 @@ class MeanDiscriminant:
         self.nearest = _nearest(means, means.mean(dim=0), metric)
         self.temperature = 1.0
         self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
-        self.doubt = 0.0  # share of generated images whose best score would be another one with other noise
+        self.doubt = 1.0  # share of generated images whose best score would be another one with other noise
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
     @property
     def corrects(self) -> bool:
         """Whether labels are better for being corrected, as far as generated images tell."""
-        return self.disagreement - self.doubt > SELDOM
+        return self.doubt < DECIDED_BY_NOISE * self.disagreement
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the more probable the class."""
@@ -124,7 +122,8 @@ class MeanDiscriminant:
             learned.append(torch.stack([self._judged_by(sign, part, of_part) for sign in (1, -1)]))
             scores.append(self.scores_of_generated(part, of_part))
             classes.append(of_part)
-        self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
+        if self.probe is not None:
+            self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
         return self._choose_temperature(torch.cat(scores), torch.cat(classes))
 
     def _choose_temperature(self, scores: Tensor, classes: Tensor) -> float:
@@ -224,7 +223,7 @@ def learn_discriminant(
     Args:
         generator: in evaluation mode.
         targets: released class means.
-        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing.
+        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing, and labels stay.
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.

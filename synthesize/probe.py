@@ -38,8 +38,13 @@ STREAM = 1  # of a run's random numbers; those of the same seed alone are its la
 MOSTLY_NOISE = 0.5  # share of noise in the variance of scores from which they are not worth following
 
 
-def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:
-    """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean."""
+def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor | None:
+    """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean.
+
+    None where noise hides the means: it would decide labels, and a generator is better off without more.
+    """
+    if targets.noisy:
+        return None
     random = np.random.default_rng((seed, STREAM))
     std = np.sqrt(PROBE_SHARE * targets.noise_variance)[:, None]
     return torch.from_numpy(std * random.standard_normal(targets.means.shape)).float()

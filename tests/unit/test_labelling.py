@@ -17,13 +17,13 @@ from dpmepf.synthesize import labelling
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
 from dpmepf.synthesize.labelling import (
     IMAGES,
-    SELDOM,
     MeanDiscriminant,
     learn_discriminant,
     means_to_learn_from,
     shrunken_means,
 )
 from dpmepf.synthesize.metric import WithinClassMetric
+from dpmepf.synthesize.probe import draw_probe
 from dpmepf.synthesize.refining import LinearScores, Scores
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -146,10 +146,17 @@ def released_squares(feature_map: RandomFeatureMap, noise_std: float) -> ClassTa
     )
 
 
+def learned(
+    generator: Generator, targets: ClassTargets, feature_map: RandomFeatureMap, **settings: Any
+) -> MeanDiscriminant:
+    probe = draw_probe(targets, seed=9)
+    return learn_discriminant(generator, targets, feature_map, probe=probe, ridge=0.3, seed=5, **settings)
+
+
 @pytest.mark.parametrize("noise_std", [0.0, 0.01])
 def test_a_generator_that_mixes_classes_up_gets_its_images_labelled_right(noise_std: float) -> None:
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
-    label = learn_discriminant(generator, released_squares(feature_map, noise_std), feature_map, ridge=0.3, seed=5)
+    label = learned(generator, released_squares(feature_map, noise_std), feature_map)
     right = {"asked": 0, "labelled": 0}
     for how, rule in (("asked", None), ("labelled", label)):
         for images, class_index in draw_images(generator, (300, 300, 300), seed=0, label=rule):
@@ -182,26 +189,31 @@ def test_without_noise_the_released_means_are_taken_as_they_are() -> None:
     assert error_variance < 1e-12
 
 
-@pytest.mark.parametrize("confused", [0.05, 0.2])
-def test_labels_are_corrected_only_where_they_are_often_wrong(confused: float) -> None:
+@pytest.mark.parametrize("confused", [0.03, 0.2])
+@pytest.mark.parametrize("noise_std", [0.0, 5.0])
+def test_labels_are_corrected_however_few_are_wrong_unless_noise_hides_the_means(
+    confused: float, noise_std: float
+) -> None:
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator(confused))
-    label = learn_discriminant(generator, released_squares(feature_map, 0.0), feature_map, ridge=0.3, seed=5)
-    assert label.disagreement == pytest.approx(confused, abs=0.02)
-    assert label.corrects is (confused > 0.1)
+    label = learned(generator, released_squares(feature_map, noise_std), feature_map)
+    assert label.corrects is (noise_std == 0.0)
+    if label.corrects:
+        assert label.disagreement == pytest.approx(confused, abs=0.02)
 
 
-@pytest.mark.parametrize("confused", [0.05, 0.2])
-def test_scores_are_refined_only_where_labels_are_corrected_and_progress_is_told(confused: float) -> None:
-    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator(confused))
+@pytest.mark.parametrize("corrects", [True, False])
+def test_scores_are_refined_only_where_labels_are_corrected_and_progress_is_told(
+    corrects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "DECIDED_BY_NOISE", 0.5 if corrects else 0.0)
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
     told: list[tuple[int, int]] = []
     targets = released_squares(feature_map, 0.0)
-    learn_discriminant(
-        generator, targets, feature_map, ridge=0.3, seed=5, on_images=lambda count, total: told.append((count, total))
-    )
+    learned(generator, targets, feature_map, on_images=lambda count, total: told.append((count, total)))
     (total,) = {total for _, total in told}
     drawn = sum(count for count, _ in told)
     assert drawn <= total
-    assert (drawn > CLASSES * (IMAGES // CLASSES)) is (confused > SELDOM)
+    assert (drawn > CLASSES * (IMAGES // CLASSES)) is corrects
 
 
 def test_scores_learn_from_released_means_except_of_a_class_that_is_all_noise() -> None:
@@ -225,22 +237,22 @@ def test_scores_are_refined_at_their_own_scale_and_kept_only_if_they_agree_bette
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
     targets = released_squares(feature_map, 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(labelling, "SELDOM", 1.0)
-        unrefined = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
+        patched.setattr(labelling, "DECIDED_BY_NOISE", 0.0)
+        unrefined = learned(generator, targets, feature_map)
     asked: dict[str, Tensor] = {}
 
     def refined(
         starts: Scores, all_means: tuple[Tensor, ...], metric: Callable[[Tensor], Tensor], draw: Any, **_: Any
     ) -> Scores:
-        (start,), (means,) = starts, all_means
+        start, means = starts[0], all_means[0]
         asked.update(start=start.directions, metric=metric(targets.means - start.centre), means=means)
         first, second = (torch.cat([features for features, _ in draw(step)]) for step in (0, 1))
         asked.update(first=first, second=second, classes=torch.cat([classes for _, classes in draw(0)]))
         scores = start.divided_by(0.5)
-        return (scores if better else LinearScores(scores.centre, -scores.directions, scores.thresholds),)
+        return (scores if better else LinearScores(scores.centre, -scores.directions, scores.thresholds),) * 2
 
     monkeypatch.setattr(labelling, "refined_scores", refined)
-    discriminant = learn_discriminant(generator, targets, feature_map, ridge=0.3, seed=5)
+    discriminant = learned(generator, targets, feature_map)
     torch.testing.assert_close(asked["metric"], asked["start"])
     torch.testing.assert_close(asked["means"], targets.means)
     assert not torch.equal(asked["first"], asked["second"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize import refining
+from dpmepf.synthesize import targets as targets_module
 from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, with_probe
@@ -21,6 +23,12 @@ from dpmepf.synthesize.targets import ClassTargets
 CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
 NOISE_STD, SPREAD = 0.12, 1.0
 IDENTITY = WithinClassMetric((Segment("only", 1, 0, DIMENSION, channels=DIMENSION),), ridge=1.0, noise_variance=0.0)
+
+
+@pytest.fixture(autouse=True)
+def features_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those here are not of norm 1, of which noise that is longer would hide the mean."""
+    monkeypatch.setattr(targets_module, "NOISY", float("inf"))
 
 
 class World:
@@ -37,7 +45,9 @@ class World:
         noise = NOISE_STD * torch.randn(self.truth.shape, generator=random)
         self.confusion = confused
         self.targets = ClassTargets(means=self.truth + noise, counts=np.ones(CLASSES), noise_variance=noise_variance)
-        self.probe = draw_probe(self.targets, seed=seed + 1)
+        probe = draw_probe(self.targets, seed=seed + 1)
+        assert probe is not None
+        self.probe = probe
         self.learned_noise = learned * (noise + self.probe)
         self.features, self.classes, self.drawn = self.images(random)
         self.confused = float((self.drawn != self.classes).float().mean())
@@ -168,6 +178,13 @@ def test_labels_are_left_alone_where_noise_would_decide_them(
     monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
     discriminant = World(learned=learned, confused=0.0, seed=seed).discriminant()
     assert not discriminant.corrects
+
+
+def test_where_noise_hides_the_means_there_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets_module, "NOISY", 1.0)
+    targets = ClassTargets(means=torch.zeros(3, 100), counts=np.ones(3), noise_variance=np.array([1e-9, 0.011, 0.011]))
+    assert draw_probe(targets, seed=0) is None
+    assert draw_probe(replace(targets, noise_variance=targets.noise_variance * 0.9), seed=0) is not None
 
 
 def test_with_a_probe_targets_are_noisier_and_say_so() -> None:
