@@ -39,7 +39,7 @@ from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
-from dpmepf.synthesize.probe import draw_probe
+from dpmepf.synthesize.probe import probe_for
 from dpmepf.synthesize.settings import PRESETS, settings_for
 from dpmepf.synthesize.targets import ClassTargets, class_targets
 
@@ -86,7 +86,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         generator,
         targets,
         feature_map,
-        probe=draw_probe(targets, seed=settings.seed),
+        probe=probe_for(targets, seed=settings.seed),
         ridge=settings.metric_ridge,
         seed=settings.seed + 1,
     )

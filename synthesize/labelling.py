@@ -223,7 +223,7 @@ def learn_discriminant(
     Args:
         generator: in evaluation mode.
         targets: released class means.
-        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing, and labels stay.
+        probe: K×D, what was added to them for the generator (`probe_for`); None: nothing, and labels stay.
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.

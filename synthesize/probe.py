@@ -35,16 +35,26 @@ from dpmepf.synthesize.targets import ClassTargets
 
 PROBE_SHARE = 0.1  # of the variance of the released noise
 STREAM = 1  # of a run's random numbers; those of the same seed alone are its latent vectors
+HIDDEN = 2.0  # times what classes differ by: noise so much longer hides the differences
 MOSTLY_NOISE = 0.5  # share of noise in the variance of scores from which they are not worth following
 
 
-def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor | None:
-    """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean.
+def probe_for(targets: ClassTargets, *, seed: int) -> Tensor | None:
+    """Return a probe (`draw_probe`), or None where noise hides what classes differ by.
 
-    None where noise hides the means: it would decide labels, and a generator is better off without more.
+    There it would decide labels, which are better left alone, and a generator does without more noise. The squared
+    distance of a released mean from the centre of all is on average what classes differ by and what noise adds.
     """
-    if targets.noisy:
-        return None
+    noise = targets.means.shape[1] * targets.noise_variance
+    weights = targets.class_weights / len(noise)
+    distances = (targets.means - torch.from_numpy(weights).float() @ targets.means).square().sum(dim=1).double().numpy()
+    differences = distances - (1 - 2 * weights) * noise - (weights**2 * noise).sum()
+    hidden = np.median(noise) > HIDDEN * np.median(differences)
+    return None if hidden else draw_probe(targets, seed=seed)
+
+
+def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:
+    """Return K×D Gaussian noise, in each class of `PROBE_SHARE` times the variance of the noise in its mean."""
     random = np.random.default_rng((seed, STREAM))
     std = np.sqrt(PROBE_SHARE * targets.noise_variance)[:, None]
     return torch.from_numpy(std * random.standard_normal(targets.means.shape)).float()

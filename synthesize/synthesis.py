@@ -21,7 +21,7 @@ from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import preview_classes, preview_images, write_curve, write_preview
-from dpmepf.synthesize.probe import draw_probe
+from dpmepf.synthesize.probe import probe_for
 from dpmepf.synthesize.public_images import ChosenImages, choose_public_images, per_class
 from dpmepf.synthesize.record import run_record
 from dpmepf.synthesize.report import write_report
@@ -232,7 +232,7 @@ def _draw(
             generator,
             targets,
             run.feature_map,
-            probe=draw_probe(targets, seed=settings.seed),
+            probe=probe_for(targets, seed=settings.seed),
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
             on_images=drew_to_learn,

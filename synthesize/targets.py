@@ -18,8 +18,6 @@ from dpmepf.shared.errors import DpmepfError
 if TYPE_CHECKING:
     from dpmepf.artifacts.artifact import Artifact
 
-NOISY = 1.0  # expected squared length of a mean's noise from which it hides the mean: that of features is at most 1
-
 # How much the length of a class's mean features differs from the average length over classes at least, as a share.
 LEAST_LENGTH_SPREAD = 0.05
 
@@ -44,11 +42,6 @@ class ClassTargets:
             raise ValueError(f"{class_count} rows of means need as many counts and variances")
         if not bool(torch.isfinite(self.means).all()) or not (self.counts > 0).all():
             raise DpmepfError("the artifact's mean features are not finite: it is damaged, ask for it again")
-
-    @property
-    def noisy(self) -> bool:
-        """Whether noise hides the mean of a typical class."""
-        return self.means.shape[1] * float(np.median(self.noise_variance)) > NOISY
 
     @property
     def class_weights(self) -> np.ndarray:

@@ -22,7 +22,7 @@ from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
-from dpmepf.synthesize.probe import draw_probe, with_probe
+from dpmepf.synthesize.probe import probe_for, with_probe
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
 
@@ -33,6 +33,7 @@ FEWEST_IMAGES_PER_CLASS = 4
 RECALIBRATION_BATCHES = 10
 RECALIBRATION_IMAGES = 200
 ADAM_BETAS = (0.5, 0.99)
+NOISY = 1.0  # expected squared length of a mean's noise from which means are denoised; a mean of features is at most 1
 DENOISED_AFTER = (0.15, 0.3, 0.6)  # shares of the steps: each time the images tell better in which directions they vary
 DENOISING_IMAGES = 2_000
 
@@ -169,11 +170,11 @@ class GeneratorTraining:
         share_batch_norm(self.generator, processes)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
         self.targets = class_targets(artifact)
-        self.denoises = self.targets.noisy
-        probe = draw_probe(self.targets, seed=settings.seed)
+        probe = probe_for(self.targets, seed=settings.seed)
         if probe is not None:
             self.targets = with_probe(self.targets, probe)
         noise_variance = float(np.median(self.targets.noise_variance))
+        self.noisy = self.targets.means.shape[1] * noise_variance > NOISY
         self.objective = MeanEmbeddingObjective(
             self.targets,
             metric=WithinClassMetric(feature_map.segments, ridge=settings.metric_ridge, noise_variance=noise_variance),
@@ -195,7 +196,7 @@ class GeneratorTraining:
         Raises:
             TrainingError: the loss or the gradient is not finite; the weights are as before the step.
         """
-        if self.denoises and self.step in [math.ceil(share * self.settings.steps) for share in DENOISED_AFTER]:
+        if self.noisy and self.step in [math.ceil(share * self.settings.steps) for share in DENOISED_AFTER]:
             self._denoise_targets()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(self.step)

@@ -23,7 +23,7 @@ from dpmepf.synthesize.labelling import (
     shrunken_means,
 )
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.probe import draw_probe
+from dpmepf.synthesize.probe import probe_for
 from dpmepf.synthesize.refining import LinearScores, Scores
 from dpmepf.synthesize.sampling import LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -149,7 +149,7 @@ def released_squares(feature_map: RandomFeatureMap, noise_std: float) -> ClassTa
 def learned(
     generator: Generator, targets: ClassTargets, feature_map: RandomFeatureMap, **settings: Any
 ) -> MeanDiscriminant:
-    probe = draw_probe(targets, seed=9)
+    probe = probe_for(targets, seed=9)
     return learn_discriminant(generator, targets, feature_map, probe=probe, ridge=0.3, seed=5, **settings)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -13,22 +12,15 @@ from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize import refining
-from dpmepf.synthesize import targets as targets_module
 from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, with_probe
+from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, probe_for, with_probe
 from dpmepf.synthesize.refining import LinearScores
 from dpmepf.synthesize.targets import ClassTargets
 
 CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
 NOISE_STD, SPREAD = 0.12, 1.0
 IDENTITY = WithinClassMetric((Segment("only", 1, 0, DIMENSION, channels=DIMENSION),), ridge=1.0, noise_variance=0.0)
-
-
-@pytest.fixture(autouse=True)
-def features_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those here are not of norm 1, of which noise that is longer would hide the mean."""
-    monkeypatch.setattr(targets_module, "NOISY", float("inf"))
 
 
 class World:
@@ -45,9 +37,7 @@ class World:
         noise = NOISE_STD * torch.randn(self.truth.shape, generator=random)
         self.confusion = confused
         self.targets = ClassTargets(means=self.truth + noise, counts=np.ones(CLASSES), noise_variance=noise_variance)
-        probe = draw_probe(self.targets, seed=seed + 1)
-        assert probe is not None
-        self.probe = probe
+        self.probe = draw_probe(self.targets, seed=seed + 1)
         self.learned_noise = learned * (noise + self.probe)
         self.features, self.classes, self.drawn = self.images(random)
         self.confused = float((self.drawn != self.classes).float().mean())
@@ -180,11 +170,17 @@ def test_labels_are_left_alone_where_noise_would_decide_them(
     assert not discriminant.corrects
 
 
-def test_where_noise_hides_the_means_there_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets_module, "NOISY", 1.0)
-    targets = ClassTargets(means=torch.zeros(3, 100), counts=np.ones(3), noise_variance=np.array([1e-9, 0.011, 0.011]))
-    assert draw_probe(targets, seed=0) is None
-    assert draw_probe(replace(targets, noise_variance=targets.noise_variance * 0.9), seed=0) is not None
+@pytest.mark.parametrize("noise_std", [0.0, 0.12, 0.16, 0.3, 1.0])
+def test_where_noise_hides_what_classes_differ_by_there_is_no_probe(
+    noise_std: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes differ by 25 in squares, less 1/6 that is common to all; an almost empty one changes nothing."""
+    monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
+    targets = World(learned=0.0).targets
+    targets.means[0] += 50 * torch.randn(DIMENSION, generator=torch.Generator().manual_seed(1))
+    targets.noise_variance[0] = 2_500
+    hidden = DIMENSION * noise_std**2 > 2 * 25 * 5 / 6
+    assert (probe_for(targets, seed=0) is None) is hidden
 
 
 def test_with_a_probe_targets_are_noisier_and_say_so() -> None:

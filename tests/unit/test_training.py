@@ -62,7 +62,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
 ) -> None:
     """Bit for bit, through a checkpoint on disk; with 7 classes and 12 images the classes take turns."""
     if denoised:  # before steps 2, 3 and 5
-        monkeypatch.setattr("dpmepf.synthesize.targets.NOISY", 0.0)
+        monkeypatch.setattr(training_module, "NOISY", 0.0)
     release = release_of_squares(RandomFeatureMap(), class_count=class_count, noise_std=0.2)
     settings = small_settings(steps=7, mean_memory=mean_memory, micro_batch_size=5)
     whole = train(release, settings)

@@ -112,9 +112,11 @@ def trained(
     feature_map: Any = RandomFeatureMap()
     release: Any = release_of_squares(feature_map, class_count=case.class_count, noise_std=0.2)
     settings = small_settings(steps=STEPS, learning_rate=1e-3, **case.settings)
-    with (
-        mock.patch("dpmepf.synthesize.targets.NOISY", 0.0 if case.denoised else math.inf),
-        mock.patch.multiple(training_module, autocast=lambda device: nullcontext(), DENOISING_IMAGES=40),
+    with mock.patch.multiple(
+        training_module,
+        autocast=lambda device: nullcontext(),
+        NOISY=0.0 if case.denoised else math.inf,
+        DENOISING_IMAGES=40,
     ):
         training = GeneratorTraining(release, feature_map, settings, processes=processes)
         if state is not None:
