@@ -38,8 +38,10 @@ class Whitening(nn.Module):
         with torch.autocast(activations.device.type, enabled=False):  # bfloat16 is too coarse for small variances
             activations = activations.float().flatten(2)
             lengths = activations.flatten(1).norm(dim=1) / math.sqrt(activations.shape[2])
-            # a product for each image: others in the batch cannot change the order of additions
-            products = torch.bmm(self.matrix.expand(len(activations), -1, -1), activations)
+            if activations.requires_grad:
+                products = product_of_all(self.matrix, activations)
+            else:  # a product for each image: others in the batch cannot change the order of additions
+                products = torch.bmm(self.matrix.expand(len(activations), -1, -1), activations)
             return products - lengths[:, None, None] * self.shift[:, None]
 
     @torch.no_grad()
@@ -54,7 +56,7 @@ class Whitening(nn.Module):
         for batch in batches:
             units = nn.functional.normalize(batch.float().flatten(1), dim=1).view(len(batch), channels, -1)
             units *= math.sqrt(units.shape[2])
-            rows = units.transpose(1, 2).flatten(0, 1).double().cpu()  # N*P x C
+            rows = channel_rows(units).double().cpu()
             count += len(rows)
             sums += rows.sum(dim=0)
             moments += rows.T @ rows
@@ -69,3 +71,17 @@ class Whitening(nn.Module):
         matrix /= matrix.diagonal().mean()  # any scale does, and float16 holds this one
         self.matrix.copy_(matrix)
         self.shift.copy_(matrix @ mean)
+
+
+def channel_rows(activations: Tensor) -> Tensor:
+    """Return N·P×C, a row for each position, of N×C×P activations."""
+    return activations.transpose(1, 2).reshape(-1, activations.shape[1])
+
+
+def product_of_all(matrix: Tensor, activations: Tensor) -> Tensor:
+    """Return N×C×P: the C×C `matrix` times each of N×C×P activations, by one product of matrices.
+
+    Broadcasting makes it a product for each, and for the gradient a copy of the matrix for each: several times slower.
+    """
+    count, channels, positions = activations.shape
+    return (channel_rows(activations) @ matrix.T).view(count, positions, channels).transpose(1, 2)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
+from dpmepf.shared.whitening import channel_rows, product_of_all
 
 MEMORY = 0.95  # share of the previous covariance in the next
 FIRST_INVERSIONS = 5  # at each of the first steps, and then
@@ -46,7 +47,7 @@ class WithinClassMetric:
     def second_moments(self, features: Tensor) -> list[Tensor]:
         """Sums over rows of N×D `features` and positions of f fᵀ: channels×channels for each segment."""
         with _float32(features):
-            return [rows.T @ rows for rows in map(self._channel_rows, self._parts(features))]
+            return [rows.T @ rows for rows in map(channel_rows, self._parts(features))]
 
     def learn(self, second_moments: list[Tensor], means: Tensor, per_class: int) -> None:
         """Take in a batch: its summed second moments and its class means (classes×D), `per_class` images of each."""
@@ -72,7 +73,7 @@ class WithinClassMetric:
             return vectors
         parts = zip(self.inverses, self._parts(vectors), strict=True)
         with _float32(vectors):
-            return torch.cat([(inverse @ part).flatten(1) for inverse, part in parts], dim=1)
+            return torch.cat([product_of_all(inverse, part).flatten(1) for inverse, part in parts], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -90,10 +91,6 @@ class WithinClassMetric:
 
     def _parts(self, vectors: Tensor) -> list[Tensor]:
         return [segment.of(vectors) for segment in self.segments]  # N x channels x positions
-
-    @staticmethod
-    def _channel_rows(part: Tensor) -> Tensor:
-        return part.transpose(1, 2).reshape(-1, part.shape[1])  # N*positions x channels
 
     def _inverses(self) -> list[Tensor]:
         inverses, deviation = [], 0.0

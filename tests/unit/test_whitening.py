@@ -132,6 +132,31 @@ def test_activations_that_are_all_zero_have_a_gradient_of_zero() -> None:
     assert torch.equal(blank.grad, torch.zeros_like(blank))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_with_a_gradient_it_gives_the_same_and_the_gradient_of_the_definition(
+    memory_format: torch.memory_format,
+) -> None:
+    whitening = Whitening(CHANNELS)
+    random = torch.Generator().manual_seed(3)
+    whitening.matrix.copy_(torch.randn(CHANNELS, CHANNELS, generator=random))  # not symmetric, as a measured one is
+    whitening.shift.copy_(torch.randn(CHANNELS, generator=random))
+    images = activations(20, seed=2).unflatten(2, (4, 4)).contiguous(memory_format=memory_format)
+    leaf = images.clone(memory_format=torch.preserve_format).requires_grad_()
+    weights = torch.randn(20, CHANNELS, POSITIONS, generator=random)
+
+    found = whitening(leaf)
+    (found * weights).sum().backward()
+
+    exact = images.double().flatten(2).requires_grad_()
+    shift = whitening.shift.double() * exact.flatten(1).norm(dim=1)[:, None] / POSITIONS**0.5
+    defined = torch.einsum("dc,ncp->ndp", whitening.matrix.double(), exact) - shift[:, :, None]
+    (defined * weights).sum().backward()
+    assert exact.grad is not None and leaf.grad is not None
+    torch.testing.assert_close(found, whitening(images), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.double(), defined, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(leaf.grad.double().flatten(2), exact.grad, rtol=1e-5, atol=1e-4)
+
+
 def test_channels_that_never_vary_stay_finite() -> None:
     whitening = Whitening(CHANNELS)
     dead = activations(100)
