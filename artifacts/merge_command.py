@@ -12,6 +12,7 @@ from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import read_verified_artifact, write_artifact
 from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.merging import merge_artifacts
+from dpmepf.artifacts.signature import remove_old_signature
 from dpmepf.shared.console import console, reports_errors
 from dpmepf.shared.errors import UsageError
 
@@ -45,6 +46,8 @@ def main(artifacts: tuple[Path, ...], output: Path, disjoint: bool, force: bool)
                 raise UsageError(f"{output} is one of the artifacts to merge: choose another --output")
     merged = merge_artifacts((str(path), read_verified_artifact(path)) for path in artifacts)
     write_artifact(output, merged, force=force)
+    if force:
+        remove_old_signature(output)
     _show(merged, output)
 
 

@@ -10,6 +10,7 @@ only way to tell a consistent forgery.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,15 @@ def sign_file(artifact: Path, key: Ed25519PrivateKey, *, force: bool = False) ->
     target = signature_file(artifact)
     write_atomically(target, key.sign(artifact.read_bytes()), force=force)
     return target
+
+
+def remove_old_signature(artifact: Path) -> None:
+    """Delete the signature beside an unsigned file that took the place of a signed one, which it does not belong to.
+
+    One that cannot be deleted stays: it fails to verify, as it should.
+    """
+    with contextlib.suppress(OSError):
+        signature_file(artifact).unlink()
 
 
 def verify_file(artifact: Path, key: Ed25519PublicKey) -> str:

@@ -21,7 +21,7 @@ from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Register, default_register, files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.artifacts.signature import load_signing_key, sign_file, signature_file
+from dpmepf.artifacts.signature import load_signing_key, remove_old_signature, sign_file, signature_file
 from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.display import (
     announce,
@@ -340,6 +340,8 @@ def main(
         write_artifact(output, artifact, force=force)
         if signing_key is not None:
             sign_file(output, signing_key, force=force)
+        elif force:
+            remove_old_signature(output)
         if checkpoint is not None and (left := checkpoint.delete()):
             warn(left)
         if settings.register is None:

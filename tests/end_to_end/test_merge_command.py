@@ -141,10 +141,12 @@ def test_other_requests_that_cannot_be_met_are_refused(arguments: list[str], wor
 
 def test_an_existing_output_is_kept_without_force() -> None:
     Path("all.h5").write_text("precious")
+    Path("all.h5.sig").write_text("of the precious file")
     result = merge("north.h5", "south.h5", "-o", "all.h5", "--disjoint")
     assert result.exit_code == 2 and "--force" in result.stderr
-    assert Path("all.h5").read_text() == "precious"
+    assert Path("all.h5").read_text() == "precious" and Path("all.h5.sig").exists()
     assert merge("north.h5", "south.h5", "-o", "all.h5", "--disjoint", "--force").exit_code == 0
+    assert not Path("all.h5.sig").exists()
     assert len(read_artifact(Path("all.h5")).ledger.releases) == 2
 
 

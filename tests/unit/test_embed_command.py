@@ -19,7 +19,7 @@ from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.errors import ArtifactWriteError
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register, default_register
-from dpmepf.artifacts.signature import verify_file
+from dpmepf.artifacts.signature import signature_file, verify_file
 from dpmepf.embed import command, pipeline
 from dpmepf.embed import release as release_module
 from dpmepf.embed.noise import NoiseError
@@ -322,6 +322,10 @@ def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_open
     output = tmp_path / "artifact.h5"
     result = run("--data", data, "--sign-key", private, "--output", output)
     assert result.exit_code == 0, result.stderr
+    verify_file(output, key.public_key())
+    unsigned = run("--data", data, "--output", output, "--force")
+    assert (unsigned.exit_code, signature_file(output).exists()) == (0, False)  # it was of the file that is gone
+    assert run("--data", data, "--sign-key", private, "--output", output, "--force").exit_code == 0
     verify_file(output, key.public_key())
     output.unlink()
     again = run("--data", data, "--sign-key", private, "--output", output)
