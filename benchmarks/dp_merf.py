@@ -63,7 +63,7 @@ class RandomFourierFeatures(nn.Module):
             encoder="random_fourier_features",
             weights_sha256=hashlib.sha256(frequencies.numpy().tobytes()).hexdigest(),
             layers=("pixels",),
-            pooling=1,
+            pooling=(1,),
             normalisation="joint",
             moments=(1,),
             layer_weights=(1.0,),

@@ -57,7 +57,7 @@ class Derived(nn.Module):
             encoder=name.replace("-", "_"),
             weights_sha256=digest,
             layers=("all",),
-            pooling=1,
+            pooling=(1,),
             normalisation="joint",
             moments=(1,),
             layer_weights=(1.0,),
@@ -169,41 +169,63 @@ def features_of(features: nn.Module, images: Tensor) -> Tensor:
     return vectors.clone()
 
 
-def builtin(form: Form, *, preset: str = "per-layer", layers: slice = slice(None), **changes: Any) -> FeatureMap:
-    """A feature map of the built-in encoder, or some layers of it with equal shares, or with other fields changed."""
+def builtin(
+    form: Form,
+    *,
+    preset: str = "per-layer",
+    layers: slice = slice(None),
+    side: int | None = None,
+    shares: Sequence[float] | None = None,
+    **changes: Any,
+) -> FeatureMap:
+    """A preset on the built-in encoder, with changes.
+
+    Args:
+        side: every layer is pooled to at most side × side positions.
+        shares: of the layers in the squared norm, up to a factor; None: the preset's.
+    """
     description = describe_feature_map(preset=preset, resolution=form.resolution, channels=form.channels)
-    chosen = description.layers[layers]
-    shares = (1 / len(chosen),) * len(chosen)
-    return build_feature_map(dataclasses.replace(description, **{"layers": chosen, "layer_weights": shares} | changes))
-
-
-def rising_shares(count: int) -> tuple[float, ...]:
-    """Shares of `count` layers that are in proportion to 1, 2, 3, …"""
-    return tuple(2 * (index + 1) / (count * (count + 1)) for index in range(count))
+    pooling = description.pooling if side is None else (side,) * LAYERS
+    weights = (description.layer_weights if shares is None else tuple(shares))[layers]
+    return build_feature_map(
+        dataclasses.replace(
+            description,
+            layers=description.layers[layers],
+            pooling=pooling[layers],
+            layer_weights=tuple(weight / sum(weights) for weight in weights),
+            **changes,
+        )
+    )
 
 
 CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
     "default": (
-        "all eight activations, whitened by public images, equal shares, 2×2 positions",
+        "all eight activations, whitened by public images; shares of the squared norm in proportion to channels; "
+        "averages over the whole image of the first four, 2×2 positions of the others",
         lambda form, public: builtin(form, preset=DEFAULT),
     ),
     "whitened-1x1": (
-        "the same, averages over the whole image",
-        lambda form, public: builtin(form, preset=DEFAULT, pooling=1),
+        "the same, averages over the whole image of all",
+        lambda form, public: builtin(form, preset=DEFAULT, side=1),
     ),
-    "whitened-4x4": ("the same, 4×4 positions", lambda form, public: builtin(form, preset=DEFAULT, pooling=4)),
+    "whitened-2x2": ("the same, 2×2 positions of all", lambda form, public: builtin(form, preset=DEFAULT, side=2)),
+    "whitened-4x4": ("the same, 4×4 positions of all", lambda form, public: builtin(form, preset=DEFAULT, side=4)),
+    "whitened-equal": (
+        "whitened, equal shares, 2×2 positions of all",
+        lambda form, public: builtin(form, preset=DEFAULT, side=2, shares=(1.0,) * LAYERS),
+    ),
     "per-layer": (
         "not whitened, equal shares, 4×4 positions",
         lambda form, public: builtin(form),
     ),
-    "one-position": ("averages over the whole image", lambda form, public: builtin(form, pooling=1)),
-    "2x2": ("2×2 positions", lambda form, public: builtin(form, pooling=2)),
-    "8x8": ("8×8 positions, where a layer has them", lambda form, public: builtin(form, pooling=8)),
+    "one-position": ("averages over the whole image", lambda form, public: builtin(form, side=1)),
+    "2x2": ("2×2 positions", lambda form, public: builtin(form, side=2)),
+    "8x8": ("8×8 positions, where a layer has them", lambda form, public: builtin(form, side=8)),
     "early": ("the first four layers", lambda form, public: builtin(form, layers=slice(4))),
     "late": ("the last four layers", lambda form, public: builtin(form, layers=slice(4, None))),
     "rising-shares": (
         "shares of the squared norm in proportion to depth",
-        lambda form, public: builtin(form, layer_weights=rising_shares(LAYERS)),
+        lambda form, public: builtin(form, shares=range(1, LAYERS + 1)),
     ),
     "two-moments": ("activations and their squares", lambda form, public: builtin(form, moments=(1, 2))),
     "joint": ("normalised all together", lambda form, public: builtin(form, normalisation="joint")),

@@ -1,8 +1,8 @@
 """The feature map φ: image -> perceptual features of norm at most 1; identical for custodian and modeller.
 
 Built from a description that travels in the artifact. Chosen activations of a public encoder are average-pooled to at
-most p×p positions, flattened, normalised and joined with public weights; optionally with their second moments, or
-whitened first by what is known of public images.
+most p×p positions (p of each layer), flattened, normalised and joined with public weights; optionally with their second
+moments, or whitened first by what is known of public images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +24,7 @@ from torch.nn import functional
 from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription, FeatureMapError
+from dpmepf.shared.whitening import Whitening
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,19 +36,21 @@ UNPOOLED = 512  # the most positions that a description may name
 
 
 class Preset(NamedTuple):
-    """A feature map but for encoder and images; fields as in `FeatureMapDescription`.
+    """A feature map but for encoder and images; fields as in `FeatureMapDescription`, but one for all layers.
 
+    early_pooling: of the first half of the layers; None: `pooling`.
     spatial: only activations that have positions, not those of a classifier's fully connected layers.
     """
 
     normalisation: str
     moments: tuple[int, ...] = (1,)
     pooling: int = POOLING
+    early_pooling: int | None = None
     spatial: bool = False
 
 
 PRESETS = {
-    DEFAULT: Preset("whitened", pooling=WHITENED_POOLING),  # of weights without whitening: per-layer
+    DEFAULT: Preset("whitened", pooling=WHITENED_POOLING, early_pooling=1),  # of weights without whitening: per-layer
     "per-layer": Preset("per-layer"),
     "two-moments": Preset("per-layer", moments=(1, 2)),
     "joint": Preset("joint"),
@@ -98,20 +101,25 @@ def describe_feature_map(
     model, sha256 = load_encoder(encoder, weights_file)
     layers = _activation_layers(model, encoder)
     chosen = PRESETS[preset]
-    if chosen.normalisation == "whitened" and not _whitening_by_layer(model):
+    whitening = _whitening_by_layer(model)
+    if chosen.normalisation == "whitened" and not whitening:
         preset, chosen = "per-layer", PRESETS["per-layer"]
     if chosen.spatial:
         layers = _with_positions(model, layers, encoder=encoder, resolution=resolution)
     builtin = encoder == BUILTIN
+    sizes = [1] * len(layers)
+    if chosen.normalisation == "whitened":  # the same noise for a channel's average, whatever its layer
+        sizes = [len(whitening[layer].shift) for layer in layers]
+    early = 0 if chosen.early_pooling is None else len(layers) // 2  # where things are, later layers tell as well
     return FeatureMapDescription(
         preset=preset,
         encoder=encoder,
         weights_sha256=sha256,
         layers=layers,
-        pooling=chosen.pooling,
+        pooling=(chosen.early_pooling or chosen.pooling,) * early + (chosen.pooling,) * (len(layers) - early),
         normalisation=chosen.normalisation,
         moments=chosen.moments,
-        layer_weights=(1 / len(layers),) * len(layers),
+        layer_weights=tuple(size / sum(sizes) for size in sizes),
         resolution=resolution,
         channels=channels,
         pixel_mean=PIXEL_MEAN if builtin else IMAGENET_MEAN,
@@ -134,11 +142,11 @@ def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     return layers
 
 
-def _whitening_by_layer(model: nn.Module) -> dict[str, nn.Module]:
+def _whitening_by_layer(model: nn.Module) -> dict[str, Whitening]:
     """The whitening of each activation that `_activation_layers` names; empty if the weights come without."""
     if not isinstance(model, BuiltinEncoder) or not model.whitening:
         return {}
-    return dict(zip(_activation_layers(model, BUILTIN), model.whitening, strict=True))
+    return dict(zip(_activation_layers(model, BUILTIN), cast(Iterable[Whitening], model.whitening), strict=True))
 
 
 def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, resolution: int) -> tuple[str, ...]:
@@ -276,8 +284,8 @@ class FeatureMap(nn.Module):
             raise UsageError(_too_small(self.description.encoder, self.description.resolution)) from error
         segments: list[Segment] = []
         start = 0
-        for layer, activation in found:
-            pooled = pool(activation, self.description.pooling)[0]  # C x H x W, or C
+        for (layer, activation), positions in zip(found, self.description.pooling, strict=True):
+            pooled = pool(activation, positions)[0]  # C x H x W, or C
             for moment in self.description.moments:
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
@@ -328,7 +336,7 @@ def _node_names(model: nn.Module) -> list[str]:
     return cast(list[str], get_graph_node_names(model, suppress_diff_warning=True)[1])
 
 
-def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, ...]) -> GraphModule:
+def _pooling_early(extractor: GraphModule, pooling: tuple[int, ...], moments: tuple[int, ...]) -> GraphModule:
     """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
 
     All activations of a batch together take more memory than a cache has, several times the pooled ones. For the same
@@ -341,7 +349,8 @@ def _pooling_early(extractor: GraphModule, positions: int, moments: tuple[int, .
             node.op, node.target, node.kwargs = "call_function", functional.relu, {"inplace": True}
     output = next(node for node in graph.nodes if node.op == "output")
     pooled: dict[str, Node] = {}
-    for layer, activation in cast(dict[str, Node], output.args[0]).items():
+    activations = cast(dict[str, Node], output.args[0]).items()
+    for (layer, activation), positions in zip(activations, pooling, strict=True):
         with graph.inserting_after(activation):
             pooled[layer] = graph.call_function(_pooled_moments, (activation, positions, moments))
     output.args = (pooled,)

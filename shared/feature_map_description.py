@@ -28,7 +28,7 @@ class FeatureMapDescription:
 
     encoder, weights_sha256: the encoder's name and the SHA-256 of its weights file.
     layers: names of the activations, as `create_feature_extractor` takes them.
-    pooling: each activation is average-pooled to at most pooling × pooling positions.
+    pooling: for each layer how many positions its activation is average-pooled to, at most, along each side.
     normalisation: `per-layer` scales every layer (and moment) to norm 1 before joining, `joint` each moment of all
         layers together; `whitened` is `per-layer` after the whitening that comes with the encoder's weights, of an
         encoder whose parameters, batch norm folded in, are rounded to bfloat16.
@@ -43,7 +43,7 @@ class FeatureMapDescription:
     encoder: str
     weights_sha256: str
     layers: tuple[str, ...]
-    pooling: int
+    pooling: tuple[int, ...]
     normalisation: str
     moments: tuple[int, ...]
     layer_weights: tuple[float, ...]
@@ -60,7 +60,8 @@ class FeatureMapDescription:
         names_are_plain = all(re.fullmatch(r"[\w.]{1,128}", layer) for layer in self.layers)
         distinct = len(set(self.layers)) == len(self.layers)
         _require(0 < len(self.layers) <= 512 and names_are_plain and distinct, "layers", self.layers, "distinct names")
-        _require(1 <= self.pooling <= 512, "pooling", self.pooling, "a number from 1 to 512")
+        of_each_layer = len(self.pooling) == len(self.layers) and all(1 <= p <= 512 for p in self.pooling)
+        _require(of_each_layer, "pooling", self.pooling, "one number from 1 to 512 per layer")
         known = self.normalisation in ("per-layer", "joint", "whitened")
         _require(known, "normalisation", self.normalisation, "per-layer, joint or whitened")
         _require(self.moments in ((1,), (2,), (1, 2)), "moments", self.moments, "1, 2 or both")
@@ -87,6 +88,8 @@ class FeatureMapDescription:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FeatureMapError("the feature map's description is not JSON") from error
+        if isinstance(data, dict) and type(data.get("pooling")) is int and isinstance(data.get("layers"), list):
+            data["pooling"] = [data["pooling"]] * len(data["layers"])  # of all layers alike: so it was written once
         return cls(**_typed_fields(cls, data))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import release_choices
 import torch
-from feature_choices import CHOICES, Form, SecondOrder, builtin, rising_shares
+from feature_choices import CHOICES, Form, SecondOrder, builtin
 from quality_log import append_to_log, read_log
 from synthesis_stand_ins import small_settings, squares
 from torch import Tensor
@@ -60,7 +60,11 @@ def test_second_order_features_are_the_outer_product_of_unit_vectors() -> None:
 
 
 def test_shares_rise_with_depth_and_add_up_to_1() -> None:
-    assert rising_shares(4) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    form = Form(32, 3)
+    rising = CHOICES["rising-shares"][1](form, images_of(form, PUBLIC)).description.layer_weights
+    assert rising == pytest.approx([layer / 36 for layer in range(1, 9)])
+    late = builtin(form, layers=slice(-2, None), shares=range(1, 9)).description
+    assert (late.layer_weights, len(late.pooling)) == (pytest.approx((7 / 15, 8 / 15)), 2)
 
 
 def test_relative_noise_is_that_of_the_means_without_their_noise() -> None:

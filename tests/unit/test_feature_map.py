@@ -19,6 +19,7 @@ from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
     SHORTEST,
+    FeatureMap,
     _JoinedUnits,
     _pooling_early,
     _traced,
@@ -36,10 +37,10 @@ def images(count: int, channels: int, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("resolution", [28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_default_features_have_3840_coordinates_at_every_size(resolution: int, channels: int) -> None:
+def test_default_features_have_3264_coordinates_at_every_size(resolution: int, channels: int) -> None:
     feature_map = build_feature_map(describe_feature_map(resolution=resolution, channels=channels))
-    assert feature_map.dimension == 3_840
-    assert feature_map(images(2, channels, resolution)).shape == (2, 3_840)
+    assert feature_map.dimension == 3_264
+    assert feature_map(images(2, channels, resolution)).shape == (2, 3_264)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -50,13 +51,22 @@ def test_every_row_has_norm_one_and_no_negative_coordinate_but_of_whitened_ones(
     assert torch.allclose(features.norm(dim=1), torch.ones(5), atol=1e-6)
 
 
-def test_each_layer_has_the_same_share_of_the_squared_norm() -> None:
-    feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
+def squared_norms(feature_map: FeatureMap) -> list[torch.Tensor]:
     features = feature_map(images(3, 3, 32)).double()
-    for segment in feature_map.segments:
-        assert torch.allclose(
-            segment.of(features).flatten(1).square().sum(dim=1), torch.full((3,), 1 / 8).double(), atol=1e-6
-        )
+    return [segment.of(features).flatten(1).square().sum(dim=1) for segment in feature_map.segments]
+
+
+def test_each_layer_that_is_not_whitened_has_the_same_share_of_the_squared_norm() -> None:
+    feature_map = build_feature_map(describe_feature_map(preset="per-layer", resolution=32, channels=3))
+    for found in squared_norms(feature_map):
+        assert torch.allclose(found, torch.full((3,), 1 / 8).double(), atol=1e-6)
+
+
+def test_of_whitened_layers_the_early_ones_are_averages_and_shares_follow_channels() -> None:
+    feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
+    assert [segment.positions for segment in feature_map.segments] == [1] * 4 + [4] * 4
+    for found, channels in zip(squared_norms(feature_map), (32, 32, 64, 64, 128, 128, 256, 256), strict=True):
+        assert torch.allclose(found, torch.full((3,), channels / 960).double(), atol=1e-6)
 
 
 def test_second_moments_are_the_pooled_squares_of_the_activations() -> None:
@@ -127,9 +137,9 @@ def test_pooling_where_an_activation_is_computed_changes_no_bit(preset: str, res
     feature_map = build_feature_map(description)
     batch = images(3, 3, resolution)
     found = feature_map._pooling_extractor(feature_map._standardised(batch))
-    for layer, activation in feature_map._activations(batch):
+    for (layer, activation), positions in zip(feature_map._activations(batch), description.pooling, strict=True):
         powers = [activation if moment == 1 else activation.square() for moment in description.moments]
-        expected = [pool(power, description.pooling) for power in powers]
+        expected = [pool(power, positions) for power in powers]
         assert all(torch.equal(*pair) for pair in zip(found[layer], expected, strict=True))
 
 
@@ -172,7 +182,7 @@ def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
     traced.recompile()
     batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = traced(batch)
-    pooling = _pooling_early(traced, 4, (1,))
+    pooling = _pooling_early(traced, (4, 4), (1,))
     assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
     for layer, (found,) in pooling(batch).items():
         assert torch.equal(found, pool(expected[layer], 4))
@@ -199,6 +209,13 @@ def test_description_survives_json_unchanged() -> None:
     assert FeatureMapDescription.from_json(description.to_json()) == description
 
 
+def test_one_number_for_the_pooling_of_all_layers_is_still_read() -> None:
+    description = describe_feature_map(preset="per-layer", resolution=32, channels=3)
+    data = json.loads(description.to_json())
+    assert data["pooling"] == [4] * 8
+    assert FeatureMapDescription.from_json(json.dumps(data | {"pooling": 4})) == description
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -210,6 +227,10 @@ def test_description_survives_json_unchanged() -> None:
         ("layers", ["a b"] * 8),
         ("pooling", 0),
         ("pooling", True),
+        ("pooling", 2.0),
+        ("pooling", [2]),
+        ("pooling", [2] * 7 + [0]),
+        ("pooling", [2] * 7 + [True]),
         ("normalisation", "none"),
         ("moments", [3]),
         ("layer_weights", [1.0]),

@@ -226,7 +226,7 @@ def test_every_field_of_a_feature_map_has_to_agree() -> None:
         "encoder": "vgg19",
         "weights_sha256": "f" * 64,
         "layers": ("stage1", "stage3"),
-        "pooling": 2,
+        "pooling": (4, 2),
         "normalisation": "joint",
         "moments": (1, 2),
         "layer_weights": (0.25, 0.75),

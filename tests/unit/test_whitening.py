@@ -179,12 +179,13 @@ def test_the_default_features_are_the_whitened_activations_of_each_layer() -> No
     batch = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     features = feature_map(batch)
     state = load_file(BUILTIN_WEIGHTS)
-    for index, (segment, (_, activation)) in enumerate(
-        zip(feature_map.segments, feature_map._activations(batch), strict=True)
+    activations = feature_map._activations(batch)
+    for index, (segment, (_, activation), positions) in enumerate(
+        zip(feature_map.segments, activations, description.pooling, strict=True)
     ):
         matrix, shift = (state[f"{WHITENING}{index}.{name}"].float() for name in ("matrix", "shift"))
-        pooled = even(pool(activation, WHITENED_POOLING).flatten(2))
-        expected = units(matrix @ pooled - shift[:, None]) / 8**0.5
+        pooled = even(pool(activation, positions).flatten(2))
+        expected = units(matrix @ pooled - shift[:, None]) * description.layer_weights[index] ** 0.5
         torch.testing.assert_close(segment.of(features), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -220,10 +221,17 @@ def test_bfloat16_does_not_move_the_mean_of_features() -> None:
 def test_layers_keep_their_own_whitening_in_any_order() -> None:
     description = describe_feature_map(resolution=32, channels=3)
     layers = description.layers[:2:-2]
-    some = dataclasses.replace(description, layers=layers, layer_weights=(1 / len(layers),) * len(layers))
+    pooling = description.pooling[:2:-2]
+    some = dataclasses.replace(
+        description, layers=layers, pooling=pooling, layer_weights=(1 / len(layers),) * len(layers)
+    )
     batch = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     whole, part = build_feature_map(description), build_feature_map(some)
-    expected = {segment.layer: segment.of(whole(batch)) * (8 / len(layers)) ** 0.5 for segment in whole.segments}
+    shares = {segment.layer: share for segment, share in zip(whole.segments, description.layer_weights, strict=True)}
+    expected = {
+        segment.layer: segment.of(whole(batch)) / (shares[segment.layer] * len(layers)) ** 0.5
+        for segment in whole.segments
+    }
     for segment in part.segments:
         torch.testing.assert_close(segment.of(part(batch)), expected[segment.layer], rtol=1e-4, atol=1e-6)
 
@@ -231,7 +239,7 @@ def test_layers_keep_their_own_whitening_in_any_order() -> None:
 @pytest.mark.parametrize("layer", ["head.2", "stage1.1"])
 def test_a_layer_that_is_not_whitened_is_refused(layer: str) -> None:
     description = dataclasses.replace(
-        describe_feature_map(resolution=32, channels=3), layers=(layer,), layer_weights=(1.0,)
+        describe_feature_map(resolution=32, channels=3), layers=(layer,), pooling=(1,), layer_weights=(1.0,)
     )
     with pytest.raises(FeatureMapError, match=r"builtin that are not whitened; these are: stage1.2, stage1.5"):
         build_feature_map(description)
@@ -292,7 +300,7 @@ def test_an_encoder_is_whitened_by_its_own_activations() -> None:
     whiten(encoder.train(), images)
     assert torch.equal(encoder.stage1[1].running_mean, statistics)
     description = describe_feature_map(preset="per-layer", resolution=32, channels=3)
-    feature_map = FeatureMap(dataclasses.replace(description, pooling=WHITENED_POOLING), encoder)
+    feature_map = FeatureMap(dataclasses.replace(description, pooling=(WHITENED_POOLING,) * 8), encoder)
     features = feature_map(images)
     for whitening, segment in zip(encoder.whitening, feature_map.segments, strict=True):
         expected = Whitening(segment.channels)
