@@ -5,6 +5,7 @@ Then its features are whitened by what the same images say of them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -163,10 +164,12 @@ def pretrain_encoder(
         checkpoint: written every `checkpoint_every` steps and on Ctrl-C, by renaming a complete file.
         initial_state: state dict of an encoder with the same classes to train further; None: random weights.
     Returns: the trained encoder in evaluation mode.
-    Raises: UsageError when the checkpoint belongs to other settings, or `initial_state` to another encoder.
+    Raises: UsageError when the checkpoint belongs to other settings or another `initial_state`, or that to another
+        encoder.
     """
     torch.manual_seed(settings.seed)
     encoder = BuiltinEncoder(class_count) if initial_state is None else encoder_of(initial_state, class_count)
+    run = json.dumps(asdict(settings) | {"start": None if initial_state is None else _digest(encoder)})
     encoder = encoder.to(device).to(memory_format=torch.channels_last)
     matrices = [p for p in encoder.parameters() if p.ndim > 1]
     vectors = [p for p in encoder.parameters() if p.ndim == 1]
@@ -178,7 +181,7 @@ def pretrain_encoder(
     )
     steps_per_epoch = len(images) // settings.batch_size
     step_count = settings.epochs * steps_per_epoch
-    step = _resume(checkpoint, encoder, optimiser, settings) if checkpoint.exists() else 0
+    step = _resume(checkpoint, encoder, optimiser, run) if checkpoint.exists() else 0
     order, ordered_epoch = torch.empty(0, dtype=torch.long), -1
     encoder.train()
     try:
@@ -211,11 +214,11 @@ def pretrain_encoder(
                 )
             )
             if step % checkpoint_every == 0:
-                _save(checkpoint, step, encoder, optimiser, settings)
+                _save(checkpoint, step, encoder, optimiser, run)
     except KeyboardInterrupt:
-        _save(checkpoint, step, encoder, optimiser, settings)
+        _save(checkpoint, step, encoder, optimiser, run)
         raise
-    _save(checkpoint, step, encoder, optimiser, settings)
+    _save(checkpoint, step, encoder, optimiser, run)
     return encoder.eval()
 
 
@@ -292,19 +295,24 @@ def _schedule(position: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (position - warmup) / (1 - warmup)))
 
 
-def _save(
-    path: Path, step: int, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings
-) -> None:
+def _digest(encoder: nn.Module) -> str:
+    return hashlib.sha256(save({name: part.contiguous() for name, part in encoder.state_dict().items()})).hexdigest()
+
+
+def _save(path: Path, step: int, encoder: nn.Module, optimiser: torch.optim.Optimizer, run: str) -> None:
     temporary = path.with_name(path.name + ".partial")
     state = {"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save({"step": step, "settings": json.dumps(asdict(settings)), **state}, temporary)
+    torch.save({"step": step, "run": run, **state}, temporary)
     temporary.replace(path)
 
 
-def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, settings: PretrainingSettings) -> int:
+def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, run: str) -> int:
     saved = torch.load(path, weights_only=True, map_location="cpu")
-    if saved["settings"] != json.dumps(asdict(settings)):
-        raise UsageError(f"checkpoint {path} belongs to other settings: repeat those, or choose another --output")
+    if saved.get("run") != run:
+        raise UsageError(
+            f"checkpoint {path} belongs to other settings, or other weights to start from: repeat those, or choose "
+            "another --output"
+        )
     encoder.load_state_dict(saved["encoder"])
     optimiser.load_state_dict(saved["optimiser"])
     return int(saved["step"])

@@ -119,6 +119,23 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
         pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=tmp_path / "checkpoint")
 
 
+def test_a_checkpoint_of_training_from_other_weights_is_refused(tmp_path: Path) -> None:
+    images, labels = two_colours(16)
+    torch.manual_seed(5)
+    weights = [BuiltinEncoder(2).state_dict() for _ in range(2)]
+
+    def train(initial: dict[str, torch.Tensor] | None) -> BuiltinEncoder:
+        file = tmp_path / "checkpoint"
+        return pretrain_encoder(images, labels, 2, SETTINGS, checkpoint=file, initial_state=initial)
+
+    trained = train(weights[0])
+    for other in (weights[1], None):
+        with pytest.raises(UsageError, match="other weights to start from"):
+            train(other)
+    again = train(weights[0])
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+
+
 def test_training_further_starts_from_the_given_weights(tmp_path: Path) -> None:
     """At a learning rate of almost nothing the weights end where they started."""
     images, labels = two_colours(16)
