@@ -59,8 +59,7 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "--relabel/--no-relabel",
     default=True,
     show_default=True,
-    help="Correct the class that an image was drawn for where the class means say otherwise, unless noise would "
-    "decide.",
+    help="Correct the class that an image was drawn for where the class means say otherwise.",
 )
 @click.option(
     "--public",

@@ -7,9 +7,10 @@ features of equal covariance, linear discriminant analysis: the class whose mean
 by logistic regression. Where they agree with the class that was asked for, the image keeps that; where they find that
 class improbable, the image gets the most probable one; what lies between is left out.
 
-The classifier errs too. Where noise decides most of the labels in which the two differ, every image keeps its class
-(`corrects`). Generated images alone tell how often they differ, but their generator has learned some of the noise in
-the means that the classifier has, as a probe shows (`probe`).
+The classifier errs too, and the more the longer the noise in the means; but so does the generator, which has its
+classes from the same means. Generated images alone tell how often the two differ, but their generator has learned some
+of the noise that the classifier has, as a probe shows (`probe`). Where they have next to nothing in common, every image
+keeps its class (`corrects`).
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. Distances are from a mean of the two by their errors (`shrunken_means`; empirical Bayes, as James and
@@ -21,6 +22,7 @@ Only the release and generated images enter: post-processing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -31,7 +33,7 @@ from torch.nn import functional
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
-from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, share_decided_by_noise
+from dpmepf.synthesize.probe import NoiseProbe
 from dpmepf.synthesize.refining import STEPS, LinearScores, Scores, refined_scores
 from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
@@ -43,7 +45,7 @@ CALIBRATION_STRIDE = 5  # calibrated on each fifth of them: scores need their fe
 IMAGES_PER_STEP = 1_000  # drawn for a step of refining, over all classes
 RADIUS_QUANTILE = 0.99  # of the squared distances of generated images from the mean of their class
 IMPROBABLE = 0.2  # probability of a class below which an image drawn for it gets another
-DECIDED_BY_NOISE = 0.5  # share of labels that differ from the class asked for, from which none is corrected
+INFORMATIVE = 0.9  # cross-entropy of the classes asked for, of that of guesses, from which no label is corrected
 
 
 class MeanDiscriminant:
@@ -55,7 +57,7 @@ class MeanDiscriminant:
         features_of: the feature map.
         released: K×D class means to learn scores from; None: `means`.
         shares: K×1, of the released means in `released`, and so of what a probe in them would do; None: 1.
-        probe: in the generator whose images get labels; None: no label is corrected, since noise may decide it.
+        probe: in the generator whose images get labels; None: it has learned none of the noise.
     """
 
     def __init__(
@@ -83,13 +85,13 @@ class MeanDiscriminant:
         self.nearest = _nearest(means, means.mean(dim=0), metric)
         self.temperature = 1.0
         self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
-        self.doubt = 1.0  # share of generated images whose best score would be another one with other noise
+        self.loss = float("inf")  # mean cross-entropy of the classes asked for, of generated images
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
     @property
     def corrects(self) -> bool:
-        """Whether labels are better for being corrected, as far as generated images tell."""
-        return self.doubt < DECIDED_BY_NOISE * self.disagreement
+        """Whether labels are corrected: unless scores and the classes asked for have next to nothing in common."""
+        return self.loss < INFORMATIVE * math.log(max(len(self.means), 2))
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the more probable the class."""
@@ -104,27 +106,20 @@ class MeanDiscriminant:
         deviations = features - self.means[classes]
         return (deviations * self.metric.apply(deviations)).sum(dim=1)
 
-    def calibrate(self, features: Iterable[tuple[Tensor, Tensor]]) -> float:
+    def calibrate(self, features: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Choose the temperature at which softmax(scores/temperature) predicts classes best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty. Also find how often the best score is not that of the class that was asked for, and
-        how often noise would change it.
+        far too much certainty. Also find how often the best score is not that of the class that was asked for.
 
         Args:
             features: n×D of generated images and their n classes, part by part.
-
-        Returns:
-            Mean cross-entropy of the classes at that temperature.
         """
-        learned, scores, classes = [], [], []
+        scores, classes = [], []
         for part, of_part in features:
-            learned.append(torch.stack([self._judged_by(sign, part, of_part) for sign in (1, -1)]))
             scores.append(self.scores_of_generated(part, of_part))
             classes.append(of_part)
-        if self.probe is not None:
-            self.doubt = share_decided_by_noise(*torch.cat(learned, dim=1))
-        return self._choose_temperature(torch.cat(scores), torch.cat(classes))
+        self.loss = self._choose_temperature(torch.cat(scores), torch.cat(classes))
 
     def _choose_temperature(self, scores: Tensor, classes: Tensor) -> float:
         spread = scores.std().clamp_min(1e-12)
@@ -182,17 +177,6 @@ class MeanDiscriminant:
             return scores
         return _less(scores, self.probe.advantage(*learned)[asked], asked)
 
-    def _judged_by(self, sign: int, features: Tensor, asked: Tensor) -> Tensor:
-        """Scores learned with the probe added (1) or subtracted (-1), without what the generator knows of the noise.
-
-        Of the noise in the former, 1 + `PROBE_SHARE` times as much is what the generator learned from, of that in the
-        latter 1 − `PROBE_SHARE`.
-        """
-        scores = self.learned[0 if sign > 0 else -1](features)
-        if self.probe is None:
-            return scores
-        return _less(scores, (1 + sign * PROBE_SHARE) * self.probe.advantage(*self.learned)[asked], asked)
-
 
 def _less(scores: Tensor, too_high: Tensor, asked: Tensor) -> Tensor:
     return scores.scatter_add(1, asked[:, None], -too_high[:, None])
@@ -223,7 +207,7 @@ def learn_discriminant(
     Args:
         generator: in evaluation mode.
         targets: released class means.
-        probe: K×D, what was added to them for the generator (`probe_for`); None: nothing, and labels stay.
+        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing.
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.
@@ -244,8 +228,8 @@ def learn_discriminant(
         for batch, of_batch in zip(images.split(BATCH), classes.split(BATCH), strict=True):
             yield _features(features_of, batch), of_batch
 
-    def calibrate() -> float:
-        return discriminant.calibrate((_features(features_of, images), classes) for images, classes in kept)
+    def calibrate() -> None:
+        discriminant.calibrate((_features(features_of, images), classes) for images, classes in kept)
 
     total_per_class = per_class + STEPS * per_step
     generated = torch.zeros(targets.means.shape, device=device)
@@ -267,10 +251,12 @@ def learn_discriminant(
         if probe is not None:
             known = NoiseProbe(probe=probe.to(device), response=generated - targets.means.to(device))
         discriminant = MeanDiscriminant(means, metric, features_of, released=released, shares=shares, probe=known)
-        loss = calibrate()
+        calibrate()
         if discriminant.corrects:
+            loss = discriminant.loss
             discriminant.refine(draw_step)
-            if calibrate() >= loss:
+            calibrate()
+            if discriminant.loss >= loss:
                 discriminant.learned = discriminant.unrefined
                 calibrate()
         distances = [

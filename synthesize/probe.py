@@ -14,8 +14,6 @@ independent of each other and alike but for r,
 
 to first order: a Monte-Carlo divergence (Ramani, Blu, Unser 2008) with the probe as its random direction. By that
 much, less what other scores have of it, the score of the class that was asked for is too high on average (`advantage`).
-The response to the probe also tells what part of the scores is noise, and so how often noise decides which is the best
-(`share_decided_by_noise`).
 
 The same idea gives data thinning its independent parts (Neufeld et al., JMLR 2024), where the part to judge by would
 have noise of 1 + 1/r times the variance. Only the release enters, and random numbers: post-processing.
@@ -23,7 +21,6 @@ have noise of 1 + 1/r times the variance. Only the release enters, and random nu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,15 +32,15 @@ from dpmepf.synthesize.targets import ClassTargets
 
 PROBE_SHARE = 0.1  # of the variance of the released noise
 STREAM = 1  # of a run's random numbers; those of the same seed alone are its latent vectors
-HIDDEN = 2.0  # times what classes differ by: noise so much longer hides the differences
-MOSTLY_NOISE = 0.5  # share of noise in the variance of scores from which they are not worth following
+HIDDEN = 2.5  # times what classes differ by, both squared: noise so much longer hides the differences
 
 
 def probe_for(targets: ClassTargets, *, seed: int) -> Tensor | None:
     """Return a probe (`draw_probe`), or None where noise hides what classes differ by.
 
-    There it would decide labels, which are better left alone, and a generator does without more noise. The squared
-    distance of a released mean from the centre of all is on average what classes differ by and what noise adds.
+    There scores are mostly noise. What is taken off for the generator's share of it leaves many images to be corrected
+    that are right; without that, few are. The squared distance of a released mean from the centre of all is on average
+    what classes differ by and what noise adds.
     """
     noise = targets.means.shape[1] * targets.noise_variance
     weights = targets.class_weights / len(noise)
@@ -101,29 +98,3 @@ class NoiseProbe:
         response_of_scores = response_of_scores - response_of_scores.mean(dim=0)
         if_all = (response_of_scores * self.probe).sum()
         return ((response_of_scores * self.response).sum() / if_all.clamp_min(1e-30)).clamp(0.0, 1.0)
-
-
-def share_decided_by_noise(plus: Tensor, minus: Tensor) -> float:
-    """Estimate how often the best of noisy scores is not the best of those that there would be without the noise.
-
-    With V the variance of an image's scores over classes, of which the share h is noise, the noisy scores correlate
-    with those without noise by √(1 − h). Two sets of scores that correlate as much, with the probe's response taken
-    that many times, differ in the best as often (if signal and noise were Gaussian alike; as they are, up to
-    twice as often). Where most of the variance is noise this says nothing, and 1 is returned.
-
-    Args:
-        plus, minus: N×K scores of the same images, learned from means with the probe added and subtracted.
-    """
-    scores, response = 0.5 * (plus + minus), 0.5 * (plus - minus)
-    variance, of_response = (
-        float((part - part.mean(dim=1, keepdim=True)).square().mean()) for part in (scores, response)
-    )
-    if of_response <= 0.0:
-        return 0.0
-    share = of_response / (PROBE_SHARE * variance)
-    if share >= MOSTLY_NOISE:
-        return 1.0
-    correlation = math.sqrt(1.0 - share)
-    times = math.sqrt((1.0 - correlation) / (1.0 + correlation) * variance / of_response)
-    best = [(scores + sign * times * response).argmax(dim=1) for sign in (1, -1)]
-    return float((best[0] != best[1]).float().mean())

@@ -37,8 +37,7 @@ class SynthesisRequest:
         overrides: settings that differ from the preset's, by name.
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
-        relabel: correct the class that an image was drawn for where the class means say otherwise, unless noise
-            would decide.
+        relabel: correct the class that an image was drawn for where the class means say otherwise.
         public: public images, of which those that look like a class take the place of generated ones; with `resume`
             to be named again, as what to draw is no part of a checkpoint.
         device: auto, cpu, cuda or cuda:N.

@@ -156,7 +156,7 @@ def test_training_and_labels_have_the_same_probe(
 def test_a_run_leaves_everything_that_is_promised(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpmepf.synthesize.labelling.DECIDED_BY_NOISE", 1e9)  # labels are corrected, noise or not
+    monkeypatch.setattr("dpmepf.synthesize.labelling.INFORMATIVE", 1e9)  # labels are corrected, whatever the scores
     output = tmp_path / "out"
     result = run(artifact, "--output", output, "--json", *QUICK)
     assert result.exit_code == 0, result.output
@@ -354,10 +354,10 @@ def test_unusable_public_images_are_refused_before_training(artifact: Path, tmp_
     assert not list(tmp_path.glob("out*"))
 
 
-def test_images_keep_the_class_they_were_drawn_for_where_noise_would_decide_another(
+def test_images_keep_the_class_they_were_drawn_for_where_scores_say_nothing_of_it(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpmepf.synthesize.labelling.DECIDED_BY_NOISE", 0.0)
+    monkeypatch.setattr("dpmepf.synthesize.labelling.INFORMATIVE", 0.0)
     output = tmp_path / "out"
     result = run(artifact, "--output", output, *QUICK)
     assert result.exit_code == 0, result.output

@@ -205,7 +205,7 @@ def test_labels_are_corrected_however_few_are_wrong_unless_noise_hides_the_means
 def test_scores_are_refined_only_where_labels_are_corrected_and_progress_is_told(
     corrects: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labelling, "DECIDED_BY_NOISE", 0.5 if corrects else 0.0)
+    monkeypatch.setattr(labelling, "INFORMATIVE", 0.9 if corrects else 0.0)
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
     told: list[tuple[int, int]] = []
     targets = released_squares(feature_map, 0.0)
@@ -237,7 +237,7 @@ def test_scores_are_refined_at_their_own_scale_and_kept_only_if_they_agree_bette
     feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator())
     targets = released_squares(feature_map, 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(labelling, "DECIDED_BY_NOISE", 0.0)
+        patched.setattr(labelling, "INFORMATIVE", 0.0)
         unrefined = learned(generator, targets, feature_map)
     asked: dict[str, Tensor] = {}
 

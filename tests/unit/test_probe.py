@@ -16,6 +16,7 @@ from dpmepf.synthesize.labelling import MeanDiscriminant
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.probe import PROBE_SHARE, NoiseProbe, draw_probe, probe_for, with_probe
 from dpmepf.synthesize.refining import LinearScores
+from dpmepf.synthesize.sampling import LEFT_OUT
 from dpmepf.synthesize.targets import ClassTargets
 
 CLASSES, DIMENSION, PER_CLASS = 6, 2_000, 400
@@ -138,39 +139,28 @@ def test_without_noise_there_is_no_advantage() -> None:
     torch.testing.assert_close(with_probe(targets, drawn).means, means)
 
 
-@pytest.mark.parametrize("learned", [0.0, 0.3])
-@pytest.mark.parametrize("noise_std", [0.06, 0.12, 0.3])
-def test_doubt_is_how_often_noise_decides(noise_std: float, learned: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels by the released means differ from those by the true ones as often, or half as often; 1: too much noise."""
-    monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
-    doubts, shares = [], []
-    for seed in range(3):
-        world = World(learned=learned, seed=seed)
-        unshared = World(learned=0.0, seed=seed).features  # the same images without the noise that was learned
-        by_truth, by_release = (
-            MeanDiscriminant(means, IDENTITY, torch.nn.Identity()).scores(unshared).argmax(dim=1)
-            for means in (world.truth, world.targets.means)
-        )
-        shares.append(float((by_truth != by_release).float().mean()))
-        doubts.append(world.discriminant().doubt)
-    if noise_std < 0.3:
-        assert 0.9 * np.mean(shares) <= np.mean(doubts) <= 2.1 * np.mean(shares) + 0.005
-    else:
-        assert doubts == [1.0] * 3
-
-
-@pytest.mark.parametrize("noise_std", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("learned", [0.0, 1.0])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_labels_are_left_alone_where_noise_would_decide_them(
-    noise_std: float, learned: float, seed: int, monkeypatch: pytest.MonkeyPatch
+def test_labels_are_left_alone_where_scores_are_nothing_but_noise(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "NOISE_STD", 30.0)
+    assert not World(learned=0.0, confused=0.0, seed=seed).discriminant().corrects
+
+
+@pytest.mark.parametrize("learned", [0.0, 0.5])
+@pytest.mark.parametrize("noise_std", [0.06, 0.12, 0.15])
+def test_correcting_makes_labels_better_though_the_means_are_noisy(
+    noise_std: float, learned: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The generator errs in a quarter of its images; noise is up to a third longer than what a class differs by."""
     monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
-    discriminant = World(learned=learned, confused=0.0, seed=seed).discriminant()
-    assert not discriminant.corrects
+    world = World(learned=learned)
+    discriminant = world.discriminant()
+    assert discriminant.corrects
+    label = discriminant(world.features, world.classes)
+    kept = label != LEFT_OUT
+    assert float((label == world.drawn)[kept].float().mean()) > 1.0 - world.confused + 0.02
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 0.12, 0.16, 0.3, 1.0])
+@pytest.mark.parametrize("noise_std", [0.0, 0.12, 0.15, 0.17, 0.3, 1.0])
 def test_where_noise_hides_what_classes_differ_by_there_is_no_probe(
     noise_std: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +169,7 @@ def test_where_noise_hides_what_classes_differ_by_there_is_no_probe(
     targets = World(learned=0.0).targets
     targets.means[0] += 50 * torch.randn(DIMENSION, generator=torch.Generator().manual_seed(1))
     targets.noise_variance[0] = 2_500
-    hidden = DIMENSION * noise_std**2 > 2 * 25 * 5 / 6
+    hidden = DIMENSION * noise_std**2 > 2.5 * 25 * 5 / 6
     assert (probe_for(targets, seed=0) is None) is hidden
 
 
