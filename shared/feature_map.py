@@ -211,7 +211,9 @@ class FeatureMap(nn.Module):
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
         if description.normalisation == "whitened":
             _round_to_bfloat16(self.extractor)
-        self._pooling_extractor = _pooling_early(self.extractor, description.pooling, description.moments)
+        self._pooling_extractor = _pooling_early(
+            self.extractor, dict(zip(description.layers, description.pooling, strict=True)), description.moments
+        )
         self.whitening = nn.ModuleList()
         if description.normalisation == "whitened":
             whitening = _whitening_by_layer(encoder)
@@ -336,7 +338,7 @@ def _node_names(model: nn.Module) -> list[str]:
     return cast(list[str], get_graph_node_names(model, suppress_diff_warning=True)[1])
 
 
-def _pooling_early(extractor: GraphModule, pooling: tuple[int, ...], moments: tuple[int, ...]) -> GraphModule:
+def _pooling_early(extractor: GraphModule, pooling: Mapping[str, int], moments: tuple[int, ...]) -> GraphModule:
     """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
 
     All activations of a batch together take more memory than a cache has, several times the pooled ones. For the same
@@ -349,10 +351,9 @@ def _pooling_early(extractor: GraphModule, pooling: tuple[int, ...], moments: tu
             node.op, node.target, node.kwargs = "call_function", functional.relu, {"inplace": True}
     output = next(node for node in graph.nodes if node.op == "output")
     pooled: dict[str, Node] = {}
-    activations = cast(dict[str, Node], output.args[0]).items()
-    for (layer, activation), positions in zip(activations, pooling, strict=True):
+    for layer, activation in cast(dict[str, Node], output.args[0]).items():
         with graph.inserting_after(activation):
-            pooled[layer] = graph.call_function(_pooled_moments, (activation, positions, moments))
+            pooled[layer] = graph.call_function(_pooled_moments, (activation, pooling[layer], moments))
     output.args = (pooled,)
     return GraphModule(extractor, graph)
 

@@ -310,8 +310,8 @@ def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, ru
     saved = torch.load(path, weights_only=True, map_location="cpu")
     if saved.get("run") != run:
         raise UsageError(
-            f"checkpoint {path} belongs to other settings, or other weights to start from: repeat those, or choose "
-            "another --output"
+            f"checkpoint {path} belongs to other settings, other weights to start from or an earlier version: repeat "
+            "those, delete it, or choose another --output"
         )
     encoder.load_state_dict(saved["encoder"])
     optimiser.load_state_dict(saved["optimiser"])

@@ -14,8 +14,8 @@ keeps its class (`corrects`).
 
 The class means are known twice: released with noise, and as the generator has learned them, without noise but with an
 error of its own. Distances are from a mean of the two by their errors (`shrunken_means`; empirical Bayes, as James and
-Stein 1961), and so are scores of public images, which share no noise with the means, unless scores were refined. Those
-of generated images are learned from the released means.
+Stein 1961), and so are scores of public images, which share no noise with the means, unless scores were refined with a
+probe. Those of generated images are learned from the released means.
 
 Only the release and generated images enter: post-processing.
 """
@@ -57,7 +57,7 @@ class MeanDiscriminant:
         features_of: the feature map.
         released: K×D class means to learn scores from; None: `means`.
         shares: K×1, of the released means in `released`, and so of what a probe in them would do; None: 1.
-        probe: in the generator whose images get labels; None: it has learned none of the noise.
+        probe: in the generator whose images get labels; None: its share of the noise is not known, and not taken off.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MeanDiscriminant:
     @property
     def corrects(self) -> bool:
         """Whether labels are corrected: unless scores and the classes asked for have next to nothing in common."""
-        return self.loss < INFORMATIVE * math.log(max(len(self.means), 2))
+        return self.loss < INFORMATIVE * math.log(len(self.means))
 
     def scores(self, features: Tensor) -> Tensor:
         """Return N×K scores of N×D features: the higher, the more probable the class."""
@@ -167,7 +167,8 @@ class MeanDiscriminant:
             from the mean of that class.
         """
         features = _features(self.features_of, images.to(self.means.device))
-        scores = self.scores(features) if self.learned is not self.unrefined else self.nearest(features)
+        refined = self.probe is not None and self.learned is not self.unrefined
+        scores = self.scores(features) if refined else self.nearest(features)
         best, classes = scores.topk(2, dim=1)
         return classes[:, 0], best[:, 0] - best[:, 1], self.squared_distances(features, classes[:, 0])
 

@@ -13,7 +13,7 @@ Linear discriminant analysis, from which this starts, is right for Gaussian feat
 regression assumes neither. But the longer it runs, the more it learns of the noise in the means, and of differences
 between generated and private images. Neither makes generated images agree better with the class that they were drawn
 for, once what they share with the noise is taken off (`probe`), so training stops, and goes back, to where they agree
-best.
+best. Where there is no probe, it may stop later than it should.
 
 Only the release and generated images enter: post-processing.
 """

@@ -182,7 +182,7 @@ def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
     traced.recompile()
     batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = traced(batch)
-    pooling = _pooling_early(traced, (4, 4), (1,))
+    pooling = _pooling_early(traced, {"relu1": 4, "relu2": 4}, (1,))
     assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
     for layer, (found,) in pooling(batch).items():
         assert torch.equal(found, pool(expected[layer], 4))
@@ -207,6 +207,28 @@ def test_the_built_in_encoder_is_traced_as_torchvision_would_without_importing_i
 def test_description_survives_json_unchanged() -> None:
     description = describe_feature_map(resolution=32, channels=3)
     assert FeatureMapDescription.from_json(description.to_json()) == description
+
+
+@pytest.mark.parametrize("encoder", ["builtin", "resnet18"])
+def test_layers_in_any_order_have_positions_of_their_own(encoder: str) -> None:
+    """Planted: torchvision returns activations in the order of computation, whatever order they are asked for in."""
+    model = load_encoder(BUILTIN)[0] if encoder == BUILTIN else get_model(encoder, weights=None).eval()
+    layers = {"builtin": ("stage3.2", "stage1.2"), "resnet18": ("layer2.0.relu", "layer1.0.relu")}[encoder]
+    description = dataclasses.replace(
+        describe_feature_map(preset="per-layer", resolution=32, channels=3),
+        encoder=encoder,
+        layers=layers,
+        pooling=(1, 2),
+        layer_weights=(0.5, 0.5),
+    )
+    feature_map = FeatureMap(description, model)
+    features = feature_map(images(2, 3, 32))
+    assert [(segment.layer, segment.positions) for segment in feature_map.segments] == list(
+        zip(layers, (1, 4), strict=True)
+    )
+    assert features.shape[1] == feature_map.dimension
+    found = dict(feature_map._activations(images(2, 3, 32)))
+    assert [segment.channels for segment in feature_map.segments] == [found[layer].shape[1] for layer in layers]
 
 
 def test_one_number_for_the_pooling_of_all_layers_is_still_read() -> None:

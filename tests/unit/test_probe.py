@@ -160,6 +160,20 @@ def test_correcting_makes_labels_better_though_the_means_are_noisy(
     assert float((label == world.drawn)[kept].float().mean()) > 1.0 - world.confused + 0.02
 
 
+@pytest.mark.parametrize("learned", [0.3, 0.6])
+@pytest.mark.parametrize("noise_std", [0.17, 0.3])
+def test_without_a_probe_correcting_makes_labels_no_worse_where_the_generator_shares_the_noise(
+    noise_std: float, learned: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "NOISE_STD", noise_std)
+    world = World(learned=learned)
+    discriminant = world.discriminant(probed=False)
+    assert discriminant.corrects
+    label = discriminant(world.features, world.classes)
+    kept = label != LEFT_OUT
+    assert float((label == world.drawn)[kept].float().mean()) > 1.0 - world.confused - 0.01
+
+
 @pytest.mark.parametrize("noise_std", [0.0, 0.12, 0.15, 0.17, 0.3, 1.0])
 def test_where_noise_hides_what_classes_differ_by_there_is_no_probe(
     noise_std: float, monkeypatch: pytest.MonkeyPatch
