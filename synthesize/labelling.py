@@ -84,7 +84,6 @@ class MeanDiscriminant:
         self.learned = self.unrefined = tuple(_nearest(of_one, centre, metric) for of_one in self.released)
         self.nearest = _nearest(means, means.mean(dim=0), metric)
         self.temperature = 1.0
-        self.disagreement = 1.0  # share of generated images whose best score is not that of the class asked for
         self.loss = float("inf")  # mean cross-entropy of the classes asked for, of generated images
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
 
@@ -110,7 +109,7 @@ class MeanDiscriminant:
         """Choose the temperature at which softmax(scores/temperature) predicts classes best (Guo et al., ICML 2017).
 
         Coordinates of features are correlated beyond what the metric knows, so that scores as they are would claim
-        far too much certainty. Also find how often the best score is not that of the class that was asked for.
+        far too much certainty.
 
         Args:
             features: n×D of generated images and their n classes, part by part.
@@ -126,7 +125,6 @@ class MeanDiscriminant:
         temperatures = spread * torch.logspace(-3, 3, 241, device=scores.device)
         losses = torch.stack([functional.cross_entropy(scores / temperature, classes) for temperature in temperatures])
         self.temperature = float(temperatures[losses.argmin()])
-        self.disagreement = float((scores.argmax(dim=1) != classes).float().mean())
         return float(losses.min())
 
     def refine(self, draw: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> None:
@@ -208,7 +206,7 @@ def learn_discriminant(
     Args:
         generator: in evaluation mode.
         targets: released class means.
-        probe: K×D, what was added to them for the generator (`draw_probe`); None: nothing.
+        probe: K×D, what was added to them for the generator (`probe_for`); None: nothing.
         features_of: the feature map, on the generator's device.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.

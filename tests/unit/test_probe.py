@@ -60,6 +60,11 @@ class World:
         discriminant.calibrate([(self.features[::2], self.classes[::2]), (self.features[1::2], self.classes[1::2])])
         return discriminant
 
+    def disagreement(self, discriminant: MeanDiscriminant) -> float:
+        """Share of images whose best score is not that of the class that was asked for."""
+        scores = discriminant.scores_of_generated(self.features, self.classes)
+        return float((scores.argmax(dim=1) != self.classes).float().mean())
+
 
 @pytest.mark.parametrize("learned", [0.0, 0.3, 1.0])
 def test_generated_images_agree_as_often_as_by_another_release_of_the_same_data(learned: float) -> None:
@@ -69,9 +74,9 @@ def test_generated_images_agree_as_often_as_by_another_release_of_the_same_data(
     scores = MeanDiscriminant(independent, IDENTITY, torch.nn.Identity()).scores(world.features)
     expected = float((scores.argmax(dim=1) != world.classes).float().mean())
     assert expected > 0.25
-    assert world.discriminant().disagreement == pytest.approx(expected, abs=0.04)
+    assert world.disagreement(world.discriminant()) == pytest.approx(expected, abs=0.04)
     if learned == 1.0:
-        assert world.discriminant(probed=False).disagreement < 0.6 * expected
+        assert world.disagreement(world.discriminant(probed=False)) < 0.6 * expected
 
 
 @pytest.mark.parametrize("refined", [False, True])
