@@ -17,7 +17,7 @@ from dpmepf.shared.errors import DpmepfError
 from dpmepf.synthesize.settings import SynthesisSettings
 
 CHECKPOINT_FILE = "checkpoint.pt"
-FORMAT = 3
+FORMAT = 4
 
 
 class CheckpointError(DpmepfError):

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.synthesize.batch_norm import WholeBatchNorm
+from dpmepf.synthesize.variation import CHANGES, Variation
 
 RESOLUTIONS = (28, 32, 64, 128)
 CLASS_EMBEDDING = 64
@@ -31,7 +32,11 @@ class GeneratorError(DpmepfError):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfiguration:
-    """The shape of a generator: what it draws (classes, resolution, channels) and how large it is."""
+    """The shape of a generator: what it draws (classes, resolution, channels) and how large it is.
+
+    latent_dimension is the length of the random input. If images are varied, the last of it decides how
+    (`dpmepf.synthesize.variation`) and the rest what is drawn. Those stored by earlier versions are not varied.
+    """
 
     class_count: int
     resolution: int
@@ -39,6 +44,7 @@ class GeneratorConfiguration:
     base_channels: int
     second_convolution: bool
     latent_dimension: int
+    varied: bool = False
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
@@ -52,10 +58,19 @@ class GeneratorConfiguration:
             number = getattr(self, name)
             if type(number) is not int or not 1 <= number <= 100_000:
                 raise GeneratorError(f"generator field {name} is {number!r}, but has to be 1 to 100000")
-        if type(self.second_convolution) is not bool:
+        for name in ("second_convolution", "varied"):
+            if type(getattr(self, name)) is not bool:
+                raise GeneratorError(f"generator field {name} is {getattr(self, name)!r}, not true or false")
+        if self.drawn_dimension < 1:
             raise GeneratorError(
-                f"generator field second_convolution is {self.second_convolution!r}, not true or false"
+                f"generator field latent_dimension is {self.latent_dimension}, but has to be at least "
+                f"{len(CHANGES) + 1} for images that are varied"
             )
+
+    @property
+    def drawn_dimension(self) -> int:
+        """How much of the random input decides what is drawn."""
+        return self.latent_dimension - (len(CHANGES) if self.varied else 0)
 
     @property
     def first_resolution(self) -> int:
@@ -125,7 +140,7 @@ class Generator(nn.Module):
         class_count, widths = configuration.class_count, configuration.widths
         self.class_embedding = nn.Embedding(class_count, CLASS_EMBEDDING)
         self.first = nn.Linear(
-            configuration.latent_dimension + CLASS_EMBEDDING, widths[0] * configuration.first_resolution**2
+            configuration.drawn_dimension + CLASS_EMBEDDING, widths[0] * configuration.first_resolution**2
         )
         self.blocks = nn.ModuleList(
             ResidualBlock(
@@ -139,19 +154,23 @@ class Generator(nn.Module):
         )
         self.last_norm = ConditionalBatchNorm(widths[-1], class_count)
         self.last = nn.Conv2d(widths[-1], configuration.channels, 3, padding=1)
+        self.variation = Variation(class_count) if configuration.varied else None
 
     def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
         """Return N×C×R×R float32 images from latents N×latent_dimension and int64 classes N."""
         side = self.configuration.first_resolution
-        x = self.first(torch.cat([latents, self.class_embedding(classes)], dim=1))
+        drawn_dimension, dimension = self.configuration.drawn_dimension, self.configuration.latent_dimension
+        drawn, changes = latents.split([drawn_dimension, dimension - drawn_dimension], dim=1)
+        x = self.first(torch.cat([drawn, self.class_embedding(classes)], dim=1))
         x = x.view(len(x), -1, side, side).contiguous(memory_format=torch.channels_last)  # N x widths[0] x 4 x 4
         for block in self.blocks:
             x = block(x, classes)  # N x widths[i] x 4 x 4, x 8 x 8, x 16 x 16, ...
         x = _enlarged(functional.relu(self.last_norm(x, classes), inplace=True))  # N x widths[-1] x R x R
-        return torch.sigmoid(self.last(x).float())  # N x C x R x R
+        logits = self.last(x).float()  # N x C x R x R
+        return logits.sigmoid() if self.variation is None else self.variation(logits, changes, classes)
 
     def multiply_adds_per_image(self) -> int:
-        """Return the multiply-accumulate operations of one image's forward pass."""
+        """Return the multiply-accumulate operations of one image's convolutions and linear layers, forward."""
         device = self.class_embedding.weight.device
         was_training = self.training
         self.eval()

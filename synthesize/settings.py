@@ -37,7 +37,7 @@ class SynthesisSettings:
         gradient_clip: largest norm of the gradient of all parameters together.
         base_channels: channels of the generator at full resolution.
         second_convolution: whether each block also convolves after enlarging (two to three times the arithmetic).
-        latent_dimension: length of the generator's random input.
+        latent_dimension: length of the generator's random input; at least 7 for RGB, six of which vary an image.
         mean_memory: share of the previous estimate in the moving average of each class's generated mean features
             that images are repelled from, in [0, 1); 0: only the batch itself.
         metric_ridge: how far the metric is from dividing each direction of the features by its variance within

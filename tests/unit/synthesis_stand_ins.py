@@ -27,6 +27,7 @@ class RandomFeatureMap(nn.Module):
         self.requires_grad_(False)
         self.segments = (Segment("first", 1, 0, 4 * width, width), Segment("second", 1, 4 * width, 8 * width, width))
         self.dimension = 8 * width
+        self.channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
         x = functional.relu(self.first(images - 0.5))
@@ -74,13 +75,15 @@ def release_of_squares(
 ) -> StandInRelease:
     """The class sums of `squares`, with noise."""
     random = np.random.default_rng(2)
-    features = feature_map(squares(class_count, per_class)).view(class_count, per_class, -1).sum(dim=1).double().numpy()
+    images = squares(class_count, per_class, channels=feature_map.channels)
+    features = feature_map(images).view(class_count, per_class, -1).sum(dim=1).double().numpy()
     return StandInRelease(
         sums=features + noise_std * random.standard_normal(features.shape),
         noisy_counts=per_class + 10 * noise_std * random.standard_normal(class_count),
         noise_std_features=noise_std,
         noise_std_counts=10 * noise_std,
         classes=tuple(str(label) for label in range(class_count)),
+        channels=feature_map.channels,
     )
 
 

@@ -62,8 +62,49 @@ def test_the_standard_generator_costs_a_quarter_of_the_encoder() -> None:
         base_channels=standard.base_channels,
         second_convolution=standard.second_convolution,
         latent_dimension=standard.latent_dimension,
+        varied=True,
     )
     assert generator.multiply_adds_per_image() <= 13.3e6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resolution", [28, 32, 64, 128])
+def test_varied_images_have_the_asked_form_too(resolution: int, channels: int) -> None:
+    generator = small_generator(resolution=resolution, channels=channels, varied=True, latent_dimension=9)
+    images = generator(torch.randn(4, 9), torch.tensor([0, 1, 2, 0]))
+    assert images.shape == (4, channels, resolution, resolution)
+    assert images.dtype == torch.float32
+    images.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in generator.parameters())
+    assert (generator.variation.sizes.weight.grad != 0).any(dim=0).all()  # of every change
+
+
+@pytest.mark.parametrize("varied", [False, True])
+@pytest.mark.parametrize("numbers", [8, 10])
+def test_random_input_of_another_length_is_refused(numbers: int, varied: bool) -> None:
+    generator = small_generator(varied=varied, latent_dimension=9)
+    with pytest.raises(RuntimeError, match="sum exactly to"):
+        generator(torch.randn(3, numbers), torch.arange(3))
+
+
+def test_what_varies_an_image_is_not_seen_by_what_draws_it() -> None:
+    generator = small_generator(varied=True, latent_dimension=9).eval()
+    assert generator.first.in_features == small_generator(latent_dimension=3).first.in_features
+    latents = torch.randn(2, 9)
+    latents[1, :3] = latents[0, :3]
+    with torch.no_grad():
+        first, second = generator(latents, torch.tensor([1, 1]))
+        assert not torch.equal(first, second)
+        generator.variation.sizes.weight[:] = -100.0  # no changes
+        first, second = generator(latents, torch.tensor([1, 1]))
+        torch.testing.assert_close(first, second)
+
+
+def test_images_that_are_varied_need_random_input_for_it() -> None:
+    with pytest.raises(GeneratorError, match="latent_dimension is 6, but has to be at least 7 "):
+        configuration(varied=True)
+    with pytest.raises(GeneratorError, match="field varied is 1, not true or false"):
+        configuration(varied=1)
 
 
 def test_multiply_adds_are_counted_exactly() -> None:
@@ -117,15 +158,25 @@ def test_enlarging_after_norm_and_activation_computes_what_enlarging_first_would
     torch.testing.assert_close(block(x, classes), first, rtol=1e-4, atol=1e-5)
 
 
-def test_a_stored_generator_draws_the_same_images(tmp_path: Path) -> None:
-    generator = small_generator(second_convolution=True).eval()
+@pytest.mark.parametrize("varied", [False, True])
+def test_a_stored_generator_draws_the_same_images(tmp_path: Path, varied: bool) -> None:
+    generator = small_generator(second_convolution=True, latent_dimension=9, varied=varied).eval()
     save_generator(tmp_path, generator, classes=("a", "ü", "c"))
     loaded, classes = load_generator(tmp_path)
     assert classes == ("a", "ü", "c")
     assert loaded.configuration == generator.configuration
-    latents, labels = torch.randn(3, 6), torch.arange(3)
+    latents, labels = torch.randn(3, 9), torch.arange(3)
     with torch.no_grad():
         assert torch.equal(loaded(latents, labels), generator(latents, labels))
+
+
+def test_a_generator_stored_before_images_were_varied_is_read(tmp_path: Path) -> None:
+    generator = small_generator()
+    save_generator(tmp_path, generator, classes=("a", "b", "c"))
+    description = json.loads((tmp_path / CONFIGURATION_FILE).read_text())
+    del description["configuration"]["varied"]
+    (tmp_path / CONFIGURATION_FILE).write_text(json.dumps(description))
+    assert load_generator(tmp_path)[0].configuration == generator.configuration
 
 
 def test_a_missing_damaged_or_foreign_generator_is_refused_in_a_sentence(tmp_path: Path) -> None:

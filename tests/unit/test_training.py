@@ -22,6 +22,7 @@ from dpmepf.synthesize.training import (
     TrainingStopped,
     train_generator,
 )
+from dpmepf.synthesize.variation import Variation
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,8 @@ def recalibrate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(release: StandInRelease, settings: SynthesisSettings, **arguments: object) -> TrainedGenerator:
-    return train_generator(release, RandomFeatureMap(), settings, **arguments)  # type: ignore[arg-type]
+    feature_map = RandomFeatureMap(release.channels)
+    return train_generator(release, feature_map, settings, **arguments)  # type: ignore[arg-type]
 
 
 def weights_of(trained: TrainedGenerator) -> dict[str, Tensor]:
@@ -56,14 +58,16 @@ def test_every_class_gets_its_own_images() -> None:
 
 
 @pytest.mark.parametrize("class_count", [1, 2, 7])
-@pytest.mark.parametrize(("mean_memory", "denoised"), [(0.0, False), (0.5, False), (0.0, True)])
+@pytest.mark.parametrize(
+    ("channels", "mean_memory", "denoised"), [(1, 0.0, False), (1, 0.5, False), (1, 0.0, True), (3, 0.0, False)]
+)
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
-    class_count: int, mean_memory: float, denoised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    class_count: int, channels: int, mean_memory: float, denoised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, through a checkpoint on disk; with 7 classes and 12 images the classes take turns."""
     if denoised:  # before steps 2, 3 and 5
         monkeypatch.setattr(training_module, "NOISY", 0.0)
-    release = release_of_squares(RandomFeatureMap(), class_count=class_count, noise_std=0.2)
+    release = release_of_squares(RandomFeatureMap(channels), class_count=class_count, noise_std=0.2)
     settings = small_settings(steps=7, mean_memory=mean_memory, micro_batch_size=5)
     whole = train(release, settings)
 
@@ -141,6 +145,15 @@ def test_a_snapshot_is_taken_at_every_interval_and_at_the_end() -> None:
     callbacks = TrainingCallbacks(on_snapshot=lambda training: snapshots.append(training.step), snapshot_seconds=0.0)
     train(release_of_squares(RandomFeatureMap()), small_settings(steps=3), callbacks=callbacks)
     assert snapshots == [1, 2, 3, 3]
+
+
+def test_images_in_colour_are_varied_and_the_sizes_are_learned() -> None:
+    grey, colour = (
+        train(release_of_squares(RandomFeatureMap(channels)), small_settings()).generator for channels in (1, 3)
+    )
+    assert grey.variation is None
+    assert colour.variation is not None
+    assert not torch.equal(colour.variation.sizes.weight, Variation(3).sizes.weight)
 
 
 def test_a_checkpoint_of_another_generator_is_refused() -> None:

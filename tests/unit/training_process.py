@@ -32,11 +32,15 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Case:
-    """A training: of how many classes, its settings beside those of `small_settings`, and whether it denoises means."""
+    """A training: of how many classes, its settings beside those of `small_settings`, and whether it denoises means.
+
+    Images of 3 channels are varied.
+    """
 
     class_count: int
     settings: dict[str, Any]
     denoised: bool = False
+    channels: int = 1
 
 
 # 15 and 8 images: shares of 7 and 8; of 2, 3 and 3; of 3, 4, 4 and 4.
@@ -44,6 +48,7 @@ CASES = {
     "whole batches": Case(3, {"batch_size": 15}),
     "in turns": Case(7, {"batch_size": 10, "micro_batch_size": 3, "mean_memory": 0.5, "second_convolution": True}),
     "denoised": Case(3, {"batch_size": 15}, denoised=True),
+    "in colour": Case(3, {"batch_size": 15}, channels=3),
 }
 
 
@@ -109,7 +114,7 @@ def trained(
     plant: Callable[[GeneratorTraining], None] = lambda training: None,
 ) -> GeneratorTraining:
     """A training of `case` after `steps` of `STEPS` steps, in float32."""
-    feature_map: Any = RandomFeatureMap()
+    feature_map: Any = RandomFeatureMap(case.channels)
     release: Any = release_of_squares(feature_map, class_count=case.class_count, noise_std=0.2)
     settings = small_settings(steps=STEPS, learning_rate=1e-3, **case.settings)
     with mock.patch.multiple(
