@@ -43,7 +43,7 @@ class Variation(nn.Module):
         super().__init__()
         self.sizes = nn.Embedding(class_count, len(CHANGES))  # logits of shares of `Change.most`
         with torch.no_grad():
-            self.sizes.weight[:] = torch.tensor([_logit(change.first / change.most) for change in CHANGES.values()])
+            self.sizes.weight[:] = torch.tensor([change.first / change.most for change in CHANGES.values()]).logit()
 
     def sizes_of(self, classes: Tensor) -> Tensor:
         """Return N×len(CHANGES): how far each change goes, at most, to either side."""
@@ -74,7 +74,3 @@ class Variation(nn.Module):
             return functional.grid_sample(
                 images, torch.stack([x, y], dim=-1), padding_mode="reflection", align_corners=False
             )
-
-
-def _logit(share: float) -> float:
-    return math.log(share / (1 - share))
