@@ -29,9 +29,11 @@ def version_of(*further: str) -> str:
 
     try:
         commit, difference = git("log", "-1", "--format=%h", "--abbrev=10").strip(), git("diff", "HEAD")
+        new = [root / name for name in git("ls-files", "-z", "--others", "--exclude-standard").split("\0") if name]
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel
         return __version__
-    changed = f"+{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else ""
+    content = difference.encode() + b"".join(str(file.relative_to(root)).encode() + file.read_bytes() for file in new)
+    changed = f"+{hashlib.sha256(content).hexdigest()[:8]}" if content else ""
     return f"{__version__} {commit}{changed}"
 
 

@@ -92,6 +92,7 @@ def run_record(
         "generator": {
             "parameters": sum(parameter.numel() for parameter in generator.parameters()),
             "multiply_adds_per_image": generator.multiply_adds_per_image(),
+            "random_changes": generator.variation.mean_sizes() if generator.variation else None,
         },
         "output": {"format": image_format, "images": sum(numbers), "relabelled": relabelled},
         "public": [

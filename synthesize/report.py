@@ -156,6 +156,9 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         ("Parameters", f"{generator['parameters']:,}"),
         ("Multiply-adds per image", f"{generator['multiply_adds_per_image'] / 1e6:,.1f} million"),
     ]
+    if generator["random_changes"]:
+        sizes = ", ".join(f"{change} {size:.2f}" for change, size in generator["random_changes"].items())
+        network.append(("Random changes, at most, mean over classes", sizes))
     rate = record["timings"]["training_images_per_second"]
     timings = [
         ("Training", _duration(record["timings"]["training_seconds"]) + (f", {rate:,.0f} images/s" if rate else "")),

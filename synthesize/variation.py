@@ -50,6 +50,13 @@ class Variation(nn.Module):
         most = torch.tensor([change.most for change in CHANGES.values()], device=classes.device)
         return most * self.sizes(classes).sigmoid()
 
+    @torch.inference_mode()
+    def mean_sizes(self) -> dict[str, float]:
+        """Return the learned size of each change, the mean over classes."""
+        weight = self.sizes.weight
+        sizes = self.sizes_of(torch.arange(len(weight), device=weight.device)).mean(dim=0)
+        return dict(zip(CHANGES, sizes.tolist(), strict=True))
+
     def forward(self, logits: Tensor, latents: Tensor, classes: Tensor) -> Tensor:
         """Change images.
 

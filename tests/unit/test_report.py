@@ -77,7 +77,7 @@ def record(**artifact: Any) -> dict[str, Any]:
         "settings": PRESETS["best"].to_dict(),
         "device": "cpu",
         "versions": {"dpmepf": "0.1.0"},
-        "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000},
+        "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000, "random_changes": None},
         "output": {"format": "folder", "images": 42, "relabelled": True},
         "public": [],
         "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0, "public_images": 0}],
@@ -118,6 +118,13 @@ def test_the_report_states_the_claim_and_what_was_made(tmp_path: Path) -> None:
     for expected in ("(ε = 0.2, δ = 1e-05)-differentially private", "adding or removing one image", "42", "1 h 2 min"):
         assert expected in text
     assert "treated as public: resolution" in text
+
+
+def test_the_report_states_how_much_images_are_varied(tmp_path: Path) -> None:
+    values = record()
+    assert "Random changes" not in checked_report(tmp_path, values)[1]
+    values["generator"]["random_changes"] = {"zoom": 0.104, "turn": 0.2}
+    assert "zoom 0.10, turn 0.20" in checked_report(tmp_path, values)[1]
 
 
 def test_replacing_is_claimed_for_the_other_relation() -> None:

@@ -130,3 +130,11 @@ def test_images_stay_between_0_and_1_however_far_they_are_changed() -> None:
         images = module(logits_of(count=200) * 20, numbers, torch.zeros(200, dtype=torch.int64))
     assert images.isfinite().all()
     assert float(images.min()) >= 0 and float(images.max()) <= 1 + 1e-6
+
+
+def test_mean_sizes_are_those_of_all_classes() -> None:
+    module = Variation(2)
+    with torch.no_grad():
+        module.sizes.weight[1] = 50.0  # as large as they may become
+    expected = {name: (change.first + change.most) / 2 for name, change in CHANGES.items()}
+    assert module.mean_sizes() == pytest.approx(expected)

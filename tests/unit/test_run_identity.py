@@ -1,0 +1,41 @@
+"""A figure is said to be of a commit only if nothing else went into it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import run_identity
+
+from dpmepf import shared
+
+IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+
+
+def test_code_that_is_not_committed_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *IDENTITY, *arguments], check=True, capture_output=True)
+
+    for package in run_identity.PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("")
+    (tmp_path / ".gitignore").write_text("*.pyc")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(shared, "__file__", str(tmp_path / "shared" / "__init__.py"))
+
+    clean = run_identity.version_of()
+    (tmp_path / "notes").write_text("in no package")
+    (tmp_path / "embed" / "cache.pyc").write_text("ignored")
+    assert run_identity.version_of() == clean and "+" not in clean
+
+    seen = {clean}
+    for content in ("one", "two"):
+        (tmp_path / "embed" / "new.py").write_text(content)
+        seen.add(run_identity.version_of())
+    (tmp_path / "embed" / "new.py").unlink()
+    (tmp_path / "embed" / "__init__.py").write_text("changed")
+    seen.add(run_identity.version_of())
+    assert len(seen) == 4
