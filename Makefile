@@ -21,7 +21,7 @@ bench: $(VENV)/.installed
 
 # Many hours: 72 runs. Those in the log are not made again, so it may be stopped and begun again; then the table.
 QUALITY := $(RUN) benchmarks/synthesis_quality.py
-RUNS := --eps 0.2 1 10 --methods ours,ours-plain,dp-merf,dp-sgd --log benchmarks/results.jsonl
+RUNS := --eps 0.2 1 10 --methods ours,ours-plain,dp-merf,dp-sgd --classifiers cnn --log benchmarks/results.jsonl
 
 bench-quality: $(VENV)/.installed
 	$(QUALITY) --data ../shared/data/MNIST $(RUNS)

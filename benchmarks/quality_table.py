@@ -54,12 +54,13 @@ def document(records: Iterable[Record]) -> str:
 
 
 def accuracy_table(data: str, runs: Sequence[Record]) -> str:
-    """A row for each method of ours and each published one, a column for each ε."""
+    """A row for each method and setting of ours, by the newest code that has runs of it, and one for each published
+    method; a column for each ε."""
     epsilons = sorted({*EPSILONS, *(run["epsilon"] for run in runs)})
     head = ["method", "relation", "public images", *(f"ε = {epsilon:g}" for epsilon in epsilons)]
     rows = [["**measured here, by one command**", *[""] * (len(head) - 1)]]
-    for of_row in _grouped(runs, _row_of):
-        by_epsilon = [[run for run in of_row if run["epsilon"] == epsilon] for epsilon in epsilons]
+    for of_row in _grouped(runs, _setting_of):
+        by_epsilon = [_newest([run for run in of_row if run["epsilon"] == epsilon]) for epsilon in epsilons]
         rows.append(
             [
                 _name(of_row[0]),
@@ -80,11 +81,17 @@ def accuracy_table(data: str, runs: Sequence[Record]) -> str:
 
 
 def runs_table(runs: Sequence[Record]) -> str:
-    """Every score, one row for each method, setting and ε."""
+    """Every score, one row for each method, setting, ε and version of the code, the newest first."""
     classifiers = list(dict.fromkeys(name for run in runs for name in run["accuracy"]))
     head = ["method", "relation", "ε", "ε, other", *classifiers, "FID", "KID", "features", "minutes", "runs"]
     rows = []
-    for of_row in _grouped(runs, lambda run: (*_row_of(run), run["epsilon"], run.get("extractor") or "")):
+    versions = list(dict.fromkeys(run["version"] for run in sorted(runs, key=_time_of, reverse=True)))
+
+    def row_of(run: Record) -> tuple[object, ...]:
+        rest = (versions.index(run["version"]), run["evaluation"], run.get("extractor") or "")
+        return (*_setting_of(run), run["epsilon"], *rest)
+
+    for of_row in _grouped(runs, row_of):
         first = of_row[0]
         other = next(relation for relation in RELATIONS if relation != first["relation"])
         rows.append(
@@ -106,12 +113,23 @@ def runs_table(runs: Sequence[Record]) -> str:
     return markdown([*head, "machine", "code"], rows)
 
 
-def _row_of(run: Record) -> tuple[object, ...]:
-    """Runs that differ in these stand in different rows; in the order of rows."""
+def _setting_of(run: Record) -> tuple[object, ...]:
+    """Runs that differ in these are of different things, whatever the code and ε; in the order of rows."""
     return (
         *([*METHODS, run["method"]].index(run["method"]), run["method"]),
-        *(run["relation"], run["delta"], str(run["settings"]), run["evaluation"], run["version"]),
+        *(run["relation"], run["delta"], str(run["settings"]), run["evaluation"].partition(", on ")[2]),
     )
+
+
+def _newest(runs: Sequence[Record]) -> list[Record]:
+    """Those of the code that made the latest of them."""
+    latest = max(runs, key=_time_of, default=None)
+    return [run for run in runs if latest is not None and run["version"] == latest["version"]]
+
+
+def _time_of(run: Record) -> str:
+    """When it was made, in UTC: some records name the zone, some do not."""
+    return str(run["time"])[: len("2026-01-01T00:00:00")]
 
 
 def _grouped(runs: Sequence[Record], key: Callable[[Record], tuple[object, ...]]) -> list[list[Record]]:

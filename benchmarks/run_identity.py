@@ -18,13 +18,15 @@ PACKAGES = ("shared", "artifacts", "embed", "synthesize")
 def version_of(*further: str) -> str:
     """The code of a run: version, the last commit that changed it, and a hash of what is not committed, if anything.
 
+    Documents beside the code are not part of it.
+
     Args:
         further: files of the checkout besides the packages, relative to its root.
     """
     root = Path(shared.__file__).resolve().parents[1]  # of the packages that are imported, wherever this file lies
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments, "--", *PACKAGES, *further]
+        command = ["git", "-C", str(root), *arguments, "--", *PACKAGES, *further, ":(exclude)*.md"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     try:

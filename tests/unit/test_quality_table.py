@@ -30,6 +30,7 @@ def run(**changes: Any) -> dict[str, Any]:
         "kid": 0.0002,
         "extractor": "builtin encoder, 512 features",
         "machine": "a machine",
+        "time": "2026-11-27T12:00:00+00:00",
     }
     return record | changes
 
@@ -53,15 +54,23 @@ def test_mean_deviation_and_number_of_runs_stand_in_the_column_of_their_epsilon(
     "change",
     [
         {"relation": "replace-one"},
-        {"version": "0.1.0 0123456789"},
         {"settings": {"preset": "quick", "steps": 700, "bfloat16": True}},
         {"delta": 1e-6},
     ],
 )
-def test_runs_of_other_relations_code_settings_or_delta_are_not_averaged(change: dict[str, Any]) -> None:
+def test_runs_of_other_relations_settings_or_delta_are_not_averaged(change: dict[str, Any]) -> None:
     text = document([run(), run(**change)])
     assert len(rows(text, "dpmepf (")) == 4  # two in each table
     assert "(n = 2)" not in text
+
+
+def test_accuracy_is_that_of_the_newest_code_and_all_runs_are_listed_newest_first() -> None:
+    versions = [run(version="b", time="2026-11-26T12:00:00+00:00"), run(version="a", time="2026-11-25T12:00:00+00:00")]
+    latest = [run(version="aa", seed=seed, accuracy={"cnn": 0.98}) for seed in (0, 1)]
+    other = run(version="a", epsilon=10.0, accuracy={"cnn": 0.99}, time="2026-11-25T12:00:00+00:00")
+    accuracy, *every = rows(document([*versions, *latest, other]), "dpmepf (")
+    assert accuracy[3:] == ["–", "98.0 (n = 2)", "99.0 (n = 1)"]
+    assert [(row[2], row[-1]) for row in every] == [("1", "aa"), ("1", "b"), ("1", "a"), ("10", "a")]
 
 
 def test_scores_by_different_networks_stand_in_different_rows() -> None:

@@ -28,6 +28,7 @@ def test_code_that_is_not_committed_is_told_apart(tmp_path: Path, monkeypatch: p
 
     clean = run_identity.version_of()
     (tmp_path / "notes").write_text("in no package")
+    (tmp_path / "embed" / "NOTE.md").write_text("no code")
     (tmp_path / "embed" / "cache.pyc").write_text("ignored")
     assert run_identity.version_of() == clean and "+" not in clean
 
