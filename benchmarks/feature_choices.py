@@ -172,19 +172,19 @@ def features_of(features: nn.Module, images: Tensor) -> Tensor:
 def builtin(
     form: Form,
     *,
-    preset: str = "per-layer",
     layers: slice = slice(None),
     side: int | None = None,
     shares: Sequence[float] | None = None,
     **changes: Any,
 ) -> FeatureMap:
-    """A preset on the built-in encoder, with changes.
+    """The default feature map of the built-in encoder, with changes.
 
     Args:
+        layers: which of them.
         side: every layer is pooled to at most side × side positions.
-        shares: of the layers in the squared norm, up to a factor; None: the preset's.
+        shares: of the layers in the squared norm, up to a factor; None: the default.
     """
-    description = describe_feature_map(preset=preset, resolution=form.resolution, channels=form.channels)
+    description = describe_feature_map(preset=DEFAULT, resolution=form.resolution, channels=form.channels)
     pooling = description.pooling if side is None else (side,) * LAYERS
     weights = (description.layer_weights if shares is None else tuple(shares))[layers]
     return build_feature_map(
@@ -198,40 +198,27 @@ def builtin(
     )
 
 
+EQUAL = (1.0,) * LAYERS
 CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
     "default": (
         "all eight activations, whitened by public images; shares of the squared norm in proportion to channels; "
         "averages over the whole image of the first four, 2×2 positions of the others",
-        lambda form, public: builtin(form, preset=DEFAULT),
-    ),
-    "whitened-1x1": (
-        "the same, averages over the whole image of all",
-        lambda form, public: builtin(form, preset=DEFAULT, side=1),
-    ),
-    "whitened-2x2": ("the same, 2×2 positions of all", lambda form, public: builtin(form, preset=DEFAULT, side=2)),
-    "whitened-4x4": ("the same, 4×4 positions of all", lambda form, public: builtin(form, preset=DEFAULT, side=4)),
-    "whitened-equal": (
-        "whitened, equal shares, 2×2 positions of all",
-        lambda form, public: builtin(form, preset=DEFAULT, side=2, shares=(1.0,) * LAYERS),
-    ),
-    "per-layer": (
-        "not whitened, equal shares, 4×4 positions",
         lambda form, public: builtin(form),
     ),
-    "one-position": ("averages over the whole image", lambda form, public: builtin(form, side=1)),
-    "2x2": ("2×2 positions", lambda form, public: builtin(form, side=2)),
-    "8x8": ("8×8 positions, where a layer has them", lambda form, public: builtin(form, side=8)),
+    "1x1": ("averages over the whole image of all", lambda form, public: builtin(form, side=1)),
+    "2x2": ("2×2 positions of all", lambda form, public: builtin(form, side=2)),
+    "4x4": ("4×4 positions of all", lambda form, public: builtin(form, side=4)),
+    "equal-shares": ("equal shares of the squared norm", lambda form, public: builtin(form, shares=EQUAL)),
     "early": ("the first four layers", lambda form, public: builtin(form, layers=slice(4))),
     "late": ("the last four layers", lambda form, public: builtin(form, layers=slice(4, None))),
-    "rising-shares": (
-        "shares of the squared norm in proportion to depth",
-        lambda form, public: builtin(form, shares=range(1, LAYERS + 1)),
+    "unwhitened": ("not whitened", lambda form, public: builtin(form, normalisation="per-layer")),
+    "two-moments": (
+        "not whitened, activations and their squares",
+        lambda form, public: builtin(form, normalisation="per-layer", moments=(1, 2)),
     ),
-    "two-moments": ("activations and their squares", lambda form, public: builtin(form, moments=(1, 2))),
-    "joint": ("normalised all together", lambda form, public: builtin(form, normalisation="joint")),
     "joint-two-moments": (
-        "activations and their squares, each normalised all together, as in DP-MEPF",
-        lambda form, public: builtin(form, normalisation="joint", moments=(1, 2)),
+        "activations and their squares, each normalised all together, as in DP-MEPF; 4×4 positions",
+        lambda form, public: builtin(form, side=4, shares=EQUAL, normalisation="joint", moments=(1, 2)),
     ),
     "second-order": (
         f"all products of {SECOND_ORDER_DIRECTIONS} public principal components",
@@ -242,9 +229,10 @@ CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
         lambda form, public: RandomFeatures(builtin(form, layers=slice(-1, None)), form, public, RANDOM_FEATURES),
     ),
     "random-projection": (
-        f"per-layer in {PROJECTED:,} random directions",
+        f"the default in {PROJECTED:,} random directions",
         lambda form, public: RandomProjection(builtin(form), form, PROJECTED),
     ),
     "scattering": ("wavelet scattering, without public images", lambda form, public: Scattering(form)),
 }
-"""By name: what it is, and what makes it of the images' form and of public images (uint8 N×3×32×32)."""
+"""By name: how it differs from the default, and what makes it of the images' form and of public images
+(uint8 N×3×32×32)."""

@@ -137,7 +137,7 @@ def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and budget a table with a row for each choice, in the order of `CHOICES`."""
     text = []
     ordered = sorted(distinct(records), key=_table_of)
-    for (data, epsilon, delta, preset, steps, extractor), group in groupby(ordered, key=_table_of):
+    for (data, epsilon, delta, preset, steps, extractor, version), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
         for choice, (description, _) in CHOICES.items():
@@ -157,16 +157,17 @@ def table(records: Sequence[Record]) -> str:
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
-            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps; {extractor})\n\n"
+            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps; {extractor}; "
+            + f"code {version})\n\n"
             + markdown([*head, "labels corrected, of runs"], rows)
         )
     return "\n".join(text)
 
 
-def _table_of(run: Record) -> tuple[str, float, float, str, int, str]:
+def _table_of(run: Record) -> tuple[str, float, float, str, int, str, str]:
     """Runs that differ in these stand in different tables."""
     training, extractor = run["settings"], run["extractor"].partition(",")[0]
-    return run["data"], run["epsilon"], run["delta"], training["preset"], training["steps"], extractor
+    return run["data"], run["epsilon"], run["delta"], training["preset"], training["steps"], extractor, run["version"]
 
 
 def document(records: Sequence[Record]) -> str:

@@ -9,7 +9,7 @@ floating point are not exact, and neither is such noise.
 from __future__ import annotations
 
 import torch
-from encoders_at_hand import bare_forward
+from encoders_at_hand import activations
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +20,7 @@ def float_class_sums(feature_map: FeatureMap, images: Tensor, labels: Tensor, *,
     """Σ φ of each class, float32 D×K; D is the number of all activations of an image."""
     sums: Tensor | float = 0.0
     for pixels, batch_labels in zip(images.split(batch), labels.split(batch), strict=True):
-        features = torch.cat([found.flatten(1) for found in bare_forward(feature_map, pixels).values()], dim=1)
+        features = torch.cat([found.flatten(1) for found in activations(feature_map, pixels).values()], dim=1)
         features = features / features.norm(dim=1, keepdim=True)
         one_hot = functional.one_hot(batch_labels, classes).float()
         sums = sums + torch.einsum("nd,nk->dk", features, one_hot)

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 from dpmepf_way import float_class_sums, float_noise
-from encoders_at_hand import bare_forward, feature_map_of
+from encoders_at_hand import bare_encoder, feature_map_of
 from measuring import alternately, ratios, run_child, run_script, seconds_of
 from sizes import Sizes
 from synthetic_sets import CLASSES, FORMS, synthetic_images, write_set
@@ -25,6 +25,7 @@ from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_loading import iterate_batches, load_all
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.image_workers import usable_cores
 from dpmepf.shared.schema import ImageSchema
 
 LEAST_OF_BARE = 0.8
@@ -55,12 +56,13 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     labels = torch.arange(len(images)) % CLASSES
     sources = {form: open_images(path) for form, path in data.items()}
-    sides: dict[str, Callable[[], float]] = {"bare": lambda: _bare_rate(feature_map, in_memory, sizes.batch)}
+    bare = bare_encoder(feature_map)
+    sides: dict[str, Callable[[], float]] = {"bare": lambda: _bare_rate(bare, in_memory, sizes.batch)}
     for form, source in sources.items():
         sides[f"{form} decoding"] = lambda source=source: _decoding_rate(source, side, sizes.batch)
         sides[form] = lambda source=source: _embedding_rate(source, feature_map, sizes.batch)
     sides["DP-MEPF's way"] = lambda: _float_rate(feature_map, in_memory, labels, sizes.batch)
-    _warm_up(feature_map, in_memory[: sizes.batch])
+    _bare_rate(bare, in_memory[: sizes.batch], sizes.batch)
     figures = alternately(sides, sizes.repeats)
     part = Part(title=f"(a) embed: {encoder}, {side} pixels, RGB, {len(images):,} images, batch {sizes.batch}")
     part.add("bare forward, in memory", "images/s", figures["bare"])
@@ -91,16 +93,11 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     return part
 
 
-def _warm_up(feature_map: FeatureMap, images: Tensor) -> None:
-    with torch.inference_mode():
-        bare_forward(feature_map, images)
-
-
-def _bare_rate(feature_map: FeatureMap, images: Tensor, batch: int) -> float:
+def _bare_rate(encoder: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> float:
     with torch.inference_mode():
         start = time.perf_counter()
         for part in images.split(batch):
-            bare_forward(feature_map, part)
+            encoder(part)
         return len(images) / (time.perf_counter() - start)
 
 
@@ -113,8 +110,8 @@ def _float_rate(feature_map: FeatureMap, images: Tensor, labels: Tensor, batch: 
 
 
 def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
-    """From the first batch to the last, so that starting the workers does not count."""
-    batches = iterate_batches(source, resolution=side, channels=3, batch_size=batch)
+    """On all cores; from the first batch to the last, so that starting the workers does not count."""
+    batches = iterate_batches(source, resolution=side, channels=3, batch_size=batch, workers=usable_cores())
     return _rate((len(labels), time.perf_counter()) for _, labels in batches)
 
 
@@ -176,9 +173,10 @@ def _mnist(sizes: Sizes) -> Part:
         peaks.append(peak)
         return seconds
 
-    _warm_up(feature_map, images[: sizes.batch])
+    bare = bare_encoder(feature_map)
+    _bare_rate(bare, images[: sizes.batch], sizes.batch)
     figures = alternately(
-        {"command": whole_command, "bare": lambda: len(images) / _bare_rate(feature_map, images, sizes.batch)},
+        {"command": whole_command, "bare": lambda: len(images) / _bare_rate(bare, images, sizes.batch)},
         sizes.repeats,
     )
     part.add("dpmepf-embed: from start to artifact", "s", figures["command"])

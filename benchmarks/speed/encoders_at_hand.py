@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor
+from torch.fx import GraphModule, Node
 from torchvision.models import get_model
 
 from dpmepf.shared import feature_map as feature_maps
@@ -36,8 +41,24 @@ def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
     return FeatureMap(description, model).to(memory_format=torch.channels_last)
 
 
-def bare_forward(feature_map: FeatureMap, images: Tensor) -> dict[str, Tensor]:
-    """The encoder's forward pass and nothing else: the activations of uint8 N×C×R×R images, batch norm folded."""
+def activations(feature_map: FeatureMap, images: Tensor) -> dict[str, Tensor]:
+    """All activations of uint8 N×C×R×R images that features are made of, batch norm folded."""
     pixels = (images.float() / 255).expand(-1, 3, -1, -1)
     found: dict[str, Tensor] = feature_map.extractor(pixels.contiguous(memory_format=torch.channels_last))
     return found
+
+
+def bare_encoder(feature_map: FeatureMap) -> Callable[[Tensor], Tensor]:
+    """The encoder and nothing else: of uint8 N×C×R×R images to the last activation, whose others are let go of."""
+    extractor = feature_map.extractor
+    graph = copy.deepcopy(extractor.graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (list(cast(dict[str, Node], output.args[0]).values())[-1],)
+    encoder = GraphModule(extractor, graph)
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = (images.float() / 255).expand(-1, 3, -1, -1)
+        last: Tensor = encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return last
+
+    return forward

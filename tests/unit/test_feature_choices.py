@@ -59,10 +59,10 @@ def test_second_order_features_are_the_outer_product_of_unit_vectors() -> None:
     torch.testing.assert_close(vectors @ vectors.T, (u @ u.T).square())
 
 
-def test_shares_rise_with_depth_and_add_up_to_1() -> None:
+def test_shares_add_up_to_1() -> None:
     form = Form(32, 3)
-    rising = CHOICES["rising-shares"][1](form, images_of(form, PUBLIC)).description.layer_weights
-    assert rising == pytest.approx([layer / 36 for layer in range(1, 9)])
+    equal = CHOICES["equal-shares"][1](form, images_of(form, PUBLIC)).description.layer_weights
+    assert equal == pytest.approx([1 / 8] * 8)
     late = builtin(form, layers=slice(-2, None), shares=range(1, 9)).description
     assert (late.layer_weights, len(late.pooling)) == (pytest.approx((7 / 15, 8 / 15)), 2)
 
@@ -92,23 +92,39 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     options = argparse.Namespace(
         data=tmp_path / "squares.npz", public=tmp_path / "public.npz", preset="quick", delta=1e-5, keep=tmp_path / "k"
     )
-    plan = release_choices.planned("one-position", 50.0, 0, options)
+    plan = release_choices.planned("1x1", 50.0, 0, options)
     (tmp_path / "run").mkdir()
     record = release_choices.one_run(plan, options, tmp_path / "run")
     assert 0 <= record["class_means"] <= 1
     assert record["dimension"] == 960
-    assert (tmp_path / "k" / "squares-one-position-0.png").is_file()
+    assert (tmp_path / "k" / "squares-1x1-0.png").is_file()
     append_to_log(tmp_path / "log", record)
     text = release_choices.document(read_log(tmp_path / "log"))
     assert "## squares, ε = 50" in text
-    assert "| one-position | averages over the whole image | 960 |" in text
+    assert "| 1x1 | averages over the whole image of all | 960 |" in text
     assert "| 50.0 | 0.2500 |" in text
 
 
-@pytest.mark.parametrize("change", [{"delta": 1e-6}, {"extractor": "another encoder, of 3"}, {"epsilon": 2.0}])
+@pytest.mark.parametrize("change", [{"delta": 1e-6}, {"extractor": "another"}, {"epsilon": 2.0}, {"version": "b"}])
 def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str, object]) -> None:
-    root = Path(__file__).resolve().parents[2]
-    run = read_log(root / "benchmarks" / "choices.jsonl")[0]
+    run = {
+        "data": "squares",
+        "method": "1x1",
+        "relation": "add-or-remove-one",
+        "epsilon": 1.0,
+        "delta": 1e-5,
+        "seed": 0,
+        "settings": {"preset": "quick", "steps": 2},
+        "evaluation": "cnn",
+        "version": "a",
+        "dimension": 960,
+        "noise": 0.5,
+        "class_means": 0.5,
+        "corrected": True,
+        "accuracy": {"cnn": 0.5},
+        "kid": 0.25,
+        "extractor": "one, of 3",
+    }
     assert release_choices.table([run, {**run, "seed": 1}]).count("## ") == 1
     assert release_choices.table([run, {**run, "seed": 1, **change}]).count("## ") == 2
 
