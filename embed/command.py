@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import click
-import torch
 from rich.text import Text
 
 from dpmepf.artifacts.accounts import Budget
@@ -251,7 +250,7 @@ def main(
         unit_of_privacy=unit,
         batch_size=batch_size,
         workers=workers,
-        device=_device(device, processes),
+        device=str(choose_device(device) if processes is None else processes.device(device)),
         skip_unreadable=skip_unreadable,
         dataset_name=UNNAMED if dataset_name is None else dataset_name,
         register=_register(dataset_name, register_file, budget_eps) if releases else None,
@@ -351,14 +350,6 @@ def main(
         if skip_unreadable:  # the same words whether there were any: that is private
             warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
         show_release(artifact, output, as_json)
-
-
-def _device(name: str, processes: Processes | None) -> str:
-    """Where the encoder runs; by itself, each of several processes on a machine takes another GPU."""
-    device = choose_device(name)
-    if name == "auto" and device.type == "cuda" and processes is not None:
-        device = torch.device("cuda", processes.local_rank % torch.cuda.device_count())
-    return str(device)
 
 
 def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:

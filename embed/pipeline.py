@@ -27,7 +27,9 @@ from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import iterate_indexed_batches
 from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.precision import exact_float32
 from dpmepf.shared.schema import ImageSchema
+from dpmepf.shared.whitening import each_image_alone
 
 
 class EmbeddingError(DpmepfError):
@@ -307,8 +309,7 @@ def _features(feature_map: FeatureMap, images: Tensor, settings: EmbedSettings) 
     if count < settings.batch_size:
         images = torch.cat([images, images.new_zeros(settings.batch_size - count, *images.shape[1:])])
     try:
-        # No algorithm search (it may choose another convolution each time) and no TF32: the same features every time.
-        with torch.inference_mode(), torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        with torch.inference_mode(), exact_float32(), each_image_alone():
             return feature_map(images.to(settings.device))[:count].float().cpu()
     except torch.OutOfMemoryError:
         raise EmbeddingError(

@@ -58,6 +58,7 @@ PRESETS = {
     "dp-mepf": Preset("joint", moments=(1, 2), pooling=UNPOOLED, spatial=True),
 }
 SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
+CANNOT_TAKE = (RuntimeError, AssertionError)  # what encoders raise at images that are too small for them
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
@@ -134,12 +135,18 @@ def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
     layers = tuple(
         node
         for node in nodes
-        if (isinstance(modules.get(node), ACTIVATIONS) or ACTIVATION_NODE.fullmatch(node.rpartition(".")[2]))
+        if (_ends_in(modules.get(node), ACTIVATIONS) or ACTIVATION_NODE.fullmatch(node.rpartition(".")[2]))
         and not (encoder == BUILTIN and node.startswith("head"))
     )
     if not layers:
         raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
     return layers
+
+
+def _ends_in(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is of these kinds, or the last of its parts is: torchvision's tracer does not look into some."""
+    last = module[-1] if isinstance(module, nn.Sequential) and len(module) else module
+    return isinstance(last, kinds)
 
 
 def _whitening_by_layer(model: nn.Module) -> dict[str, Whitening]:
@@ -154,7 +161,7 @@ def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, 
     with torch.no_grad():
         try:
             found = _traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
-        except RuntimeError as error:
+        except CANNOT_TAKE as error:
             raise UsageError(_too_small(encoder, resolution)) from error
     spatial = tuple(layer for layer in layers if found[layer].ndim == 4)
     if not spatial:
@@ -209,6 +216,8 @@ class FeatureMap(nn.Module):
             ) from error
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
+        if not isinstance(encoder, BuiltinEncoder):
+            _put_channels_first(self.extractor, encoder=description.encoder, resolution=description.resolution)
         if description.normalisation == "whitened":
             _round_to_bfloat16(self.extractor)
         self._pooling_extractor = _pooling_early(
@@ -282,7 +291,7 @@ class FeatureMap(nn.Module):
         try:
             with torch.no_grad():
                 found = self._activations(blank)
-        except RuntimeError as error:
+        except CANNOT_TAKE as error:
             raise UsageError(_too_small(self.description.encoder, self.description.resolution)) from error
         segments: list[Segment] = []
         start = 0
@@ -315,6 +324,34 @@ def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     return cast(GraphModule, create_feature_extractor(encoder, return_nodes=list(layers)))
+
+
+@torch.no_grad()
+def _put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int) -> None:
+    """Turn the activations that are N×H×W×C, as most of a ConvNeXt and of a Swin transformer, into N×C×H×W.
+
+    What an axis is shows when images get wider.
+
+    Raises: UsageError when the encoder cannot take images of that size, or has activations of another kind.
+    """
+    try:
+        square, wide = (extractor(torch.zeros(1, 3, resolution, width)) for width in (resolution, 2 * resolution))
+    except CANNOT_TAKE as error:
+        raise UsageError(_too_small(encoder, resolution)) from error
+    output = next(node for node in extractor.graph.nodes if node.op == "output")
+    activations = dict(cast(dict[str, Node], output.args[0]))
+    for layer, node in list(activations.items()):
+        shape = square[layer].shape
+        widened = [axis for axis, size in enumerate(shape) if wide[layer].shape[axis] != size]
+        if len(shape) == 4 and widened == [2]:
+            with extractor.graph.inserting_after(node):
+                activations[layer] = extractor.graph.call_method("permute", (node, 0, 3, 1, 2))
+        elif not (widened == [3] or (not widened and shape[2:].numel() == 1)):
+            raise UsageError(
+                f"the activation {layer} of the encoder {encoder} is neither a vector nor an image: choose another"
+            )
+    output.args = (activations,)
+    extractor.recompile()
 
 
 @torch.no_grad()
@@ -371,7 +408,7 @@ def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
     """Whether every activation that the graph returns is the output of a ReLU."""
     outputs = cast(dict[str, Node], next(node for node in graph.nodes if node.op == "output").args[0])
     return all(
-        isinstance(modules.get(str(node.target)), nn.ReLU | nn.ReLU6) or node.target in (torch.relu, functional.relu)
+        _ends_in(modules.get(str(node.target)), (nn.ReLU, nn.ReLU6)) or node.target in (torch.relu, functional.relu)
         for node in outputs.values()
     )
 

@@ -57,7 +57,7 @@ class FeatureMapDescription:
         _require(re.fullmatch(r"\w{1,64}", self.encoder) is not None, "encoder", self.encoder, "a model's name")
         sha256_is_hex = re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256) is not None
         _require(sha256_is_hex, "weights_sha256", self.weights_sha256, "64 hexadecimal digits")
-        names_are_plain = all(re.fullmatch(r"[\w.]{1,128}", layer) for layer in self.layers)
+        names_are_plain = all(re.fullmatch(r"[\w.-]{1,128}", layer) for layer in self.layers)
         distinct = len(set(self.layers)) == len(self.layers)
         _require(0 < len(self.layers) <= 512 and names_are_plain and distinct, "layers", self.layers, "distinct names")
         of_each_layer = len(self.pooling) == len(self.layers) and all(1 <= p <= 512 for p in self.pooling)

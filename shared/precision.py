@@ -6,6 +6,8 @@ took ten times as long as in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -27,6 +29,21 @@ def autocast(device: str | torch.device) -> torch.autocast:
     """Return a context manager: bfloat16 autocast where `autocast_dtype` finds it native, else nothing."""
     dtype = autocast_dtype(device)
     return torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """On a GPU: float32 itself, not TF32, and the same algorithms every time, none of them chosen by trying."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    with torch.backends.cudnn.flags(  # which switches cuDNN off unless told
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
+    ):
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,9 @@ import click
 import torch
 
 from dpmepf.shared.console import console
+from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.image_workers import usable_cores
 
 # A process that ends is noticed at once, whatever it was doing: its connections close, and torchrun stops the others.
 # This is for machines that vanish, and longer than the first may have to wait for the slowest.
@@ -65,6 +67,25 @@ class LaunchedProcesses:
     def first(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Return the device called `name`; each of several processes on a machine takes a GPU of its own.
+
+        Raises:
+            UsageError: there is no such device here, or not one for each process.
+        """
+        device = choose_device(name)
+        if self.count == 1 or device.type != "cuda":
+            return device
+        if device.index is not None:
+            raise UsageError(f"--device {name} is for one process: with --device cuda each of several takes its own")
+        if self.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"this machine has {torch.cuda.device_count()} GPUs, and each process takes one: start no more on it"
+            )
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)  # nccl's, too
+        return device
 
     def same(self, fingerprint: bytes) -> bool:
         """Whether all processes pass the same bytes, equally many.
@@ -122,6 +143,7 @@ def joined(*, nothing: str, not_again: str, backend: str = "gloo") -> Iterator[N
     with losses_said_plainly(nothing):
         store, rank, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST_WAIT)
+    _use_cores()
     signal.signal(signal.SIGTERM, _stopped_by_launcher)  # from now on there is something to say
     try:
         yield
@@ -133,6 +155,12 @@ def joined(*, nothing: str, not_again: str, backend: str = "gloo") -> Iterator[N
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _use_cores() -> None:
+    """Compute on this process's part of the cores; torchrun says one, unless somebody has set another number."""
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(usable_cores())
 
 
 @contextmanager

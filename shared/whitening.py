@@ -15,12 +15,28 @@ image, too: these have a little more of the common mean left than they would by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
 RIDGE = 0.1
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def each_image_alone() -> Iterator[None]:
+    """Whiten each image by a product of its own: others in the batch cannot change the order of additions.
+
+    What is released needs that. It takes several times as long as one product for all (`product_of_all`).
+    """
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 class Whitening(nn.Module):
@@ -39,10 +55,10 @@ class Whitening(nn.Module):
         with torch.autocast(activations.device.type, enabled=False):  # bfloat16 is too coarse for small variances
             activations = activations.float().flatten(2)
             lengths = activations.flatten(1).norm(dim=1) / math.sqrt(activations.shape[2])
-            if activations.requires_grad:
-                products = product_of_all(self.matrix, activations)
-            else:  # a product for each image: others in the batch cannot change the order of additions
+            if _alone.get():
                 products = torch.bmm(self.matrix.expand(len(activations), -1, -1), activations)
+            else:
+                products = product_of_all(self.matrix, activations)
             return products - lengths[:, None, None] * self.shift[:, None]
 
     @torch.no_grad()

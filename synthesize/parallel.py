@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dpmepf.shared.devices import choose_device
-from dpmepf.shared.errors import UsageError
 from dpmepf.shared.processes import LaunchedProcesses, ProcessesError, losses_said_plainly
 
 LOST = "the training stopped"
@@ -35,25 +33,6 @@ class TrainingProcesses(LaunchedProcesses):
     def share(self, count: int) -> slice:
         """Which of `count` rows are this process's: equally many in each, or one more; all together, every row once."""
         return slice(count * self.rank // self.count, count * (self.rank + 1) // self.count)
-
-    def device(self, name: str) -> torch.device:
-        """Return the device called `name`; each of several processes on a machine takes a GPU of its own.
-
-        Raises:
-            UsageError: there is no such device here, or not one for each process.
-        """
-        device = choose_device(name)
-        if self.count == 1 or device.type != "cuda":
-            return device
-        if device.index is not None:
-            raise UsageError(f"--device {name} is for one process: with --device cuda each of several takes its own")
-        if self.local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"this machine has {torch.cuda.device_count()} GPUs, and each process takes one: start no more on it"
-            )
-        device = torch.device("cuda", self.local_rank)
-        torch.cuda.set_device(device)  # nccl's, too
-        return device
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace floating-point tensors, of the same shapes everywhere, by their sums: the same bits in all."""

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
@@ -28,6 +29,7 @@ from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
+from dpmepf.shared.encoders import BUILTIN_WEIGHTS
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import open_images
 from dpmepf.synthesize import command, labelling, public_images, sampling, synthesis, training
@@ -453,10 +455,16 @@ def test_a_claim_that_the_numbers_do_not_support_is_not_repeated(artifact: Path,
     assert_one_sentence(run(forged, "--output", tmp_path / "out", *QUICK), 1, "claims what its numbers do not support")
 
 
-def test_other_encoder_weights_than_the_artifacts_are_refused(artifact: Path, tmp_path: Path) -> None:
-    (tmp_path / "weights.safetensors").write_bytes(b"not weights")
-    result = run(artifact, "--output", tmp_path / "out", "--encoder-weights", tmp_path / "weights.safetensors", *QUICK)
-    assert_one_sentence(result, 1)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_other_encoder_weights_than_the_artifacts_are_refused(damaged: bool, artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    if damaged:
+        file.write_bytes(b"not weights")
+    else:
+        weights = load_file(BUILTIN_WEIGHTS)
+        save_file({name: tensor * 2 if name == "classifier.bias" else tensor for name, tensor in weights.items()}, file)
+    result = run(artifact, "--output", tmp_path / "out", "--encoder-weights", file, *QUICK)
+    assert_one_sentence(result, 1, "does not hold weights of the encoder" if damaged else "have the SHA-256")
     assert not list(tmp_path.glob("out*"))
 
 

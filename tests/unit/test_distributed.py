@@ -19,11 +19,11 @@ from torchrun import torchrun
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register
-from dpmepf.embed import command
 from dpmepf.embed.distributed import Processes, joined
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.image_workers import usable_cores
+from dpmepf.shared.processes import _use_cores
 
 SECRET = "patient-4711"
 IMAGES = 43
@@ -109,15 +109,6 @@ def test_a_run_that_torchrun_would_repeat_by_itself_is_refused(monkeypatch: pyte
         pytest.fail("it began")
 
 
-def test_each_process_on_a_machine_takes_another_gpu_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    several = [Processes(rank=4 + local, count=8, local_rank=local) for local in range(4)]
-    assert [command._device("auto", one) for one in several] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert command._device("auto", None) == "cuda"
-    assert command._device("cpu", several[1]) == "cpu"
-
-
 def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     cores = []
@@ -128,3 +119,17 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
         cores.append(usable_cores())
     assert cores == [12, 3, 1]
+
+
+@pytest.mark.parametrize(("set_to", "threads"), [("1", [3]), ("2", [])])
+def test_processes_compute_on_their_part_of_the_cores_unless_told(
+    set_to: str, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OMP_NUM_THREADS=1 is torchrun's own doing where nobody has set it."""
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": set_to}.items():
+        monkeypatch.setenv(name, value)
+    _use_cores()
+    assert found == threads

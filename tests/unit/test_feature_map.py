@@ -13,15 +13,19 @@ import pytest
 import torch
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import SqueezeExcitation
 
 from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
+    ACTIVATIONS,
+    CANNOT_TAKE,
     PRESETS,
     SHORTEST,
     FeatureMap,
     _JoinedUnits,
     _pooling_early,
+    _put_channels_first,
     _traced,
     _with_positions,
     build_feature_map,
@@ -296,17 +300,65 @@ def test_unknown_presets_sizes_and_encoders_are_usage_errors(arguments: dict[str
         describe_feature_map(**({"resolution": 32, "channels": 3} | arguments))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "non_negative"), [("resnet18", True), ("convnext_tiny", False)])
-def test_torchvision_classifiers_work_by_name_with_a_weights_file(
-    name: str, non_negative: bool, tmp_path: Path
-) -> None:
-    file = tmp_path / f"{name}.pth"
+def random_weights(name: str, folder: Path) -> Path:
+    file = folder / f"{name}.pth"
     torch.save(get_model(name, weights=None).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "regnet_y_400mf", "convnext_tiny"])
+def test_features_of_torchvisions_classifiers_are_averages_of_channels(name: str, tmp_path: Path) -> None:
+    """Against the activations of torchvision's own model, seen by hooks; those of some are N×H×W×C.
+
+    Gates (squeeze and excitation) are none.
+    """
+    channels_last = name == "convnext_tiny"
+    file = random_weights(name, tmp_path)
     description = describe_feature_map(encoder=name, resolution=32, channels=3, weights_file=file)
     assert description.weights_sha256 == file_sha256(file)
     feature_map = build_feature_map(description, weights_file=file)
-    assert feature_map.non_negative is non_negative
-    assert feature_map(images(2, 3, 32)).norm(dim=1).max() <= 1 + 1e-6
+    model, _ = load_encoder(name, file)
+    seen: list[torch.Tensor] = []
+    gates = {part for module in model.modules() if isinstance(module, SqueezeExcitation) for part in module.modules()}
+    for module in model.modules():
+        if isinstance(module, ACTIVATIONS) and module not in gates:
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
+    batch = images(2, 3, 32)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        model((batch / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    assert feature_map.non_negative is not channels_last
+    found = feature_map(batch)
+    assert len(feature_map.segments) == len(seen)
+    for segment, activation in zip(feature_map.segments, seen, strict=True):
+        if channels_last:
+            activation = activation.permute(0, 3, 1, 2)
+        if activation.ndim == 4:
+            activation = torch.nn.functional.adaptive_avg_pool2d(activation, [min(4, n) for n in activation.shape[2:]])
+        assert segment.channels == activation.shape[1]
+        expected = torch.nn.functional.normalize(activation.flatten(1), dim=1) / math.sqrt(len(seen))
+        torch.testing.assert_close(segment.of(found).flatten(1), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_activations_that_are_no_images_are_usage_errors() -> None:
+    tokens = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Flatten(2), torch.nn.ReLU())
+    with pytest.raises(UsageError, match="the activation 2 of the encoder tokens is neither a vector nor an image"):
+        _put_channels_first(_traced(tokens, ("2",)), encoder="tokens", resolution=32)
+
+
+@pytest.mark.parametrize("error", CANNOT_TAKE)
+def test_an_encoder_of_another_image_size_is_a_usage_error(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vision transformers, which say so by an assertion."""
+
+    def refuse(images: torch.Tensor) -> None:
+        raise error("wrong image height")
+
+    extractor = _traced(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), ("1",))
+    monkeypatch.setattr(extractor, "forward", refuse)
+    with pytest.raises(UsageError, match="the encoder vit_b_16 cannot take 64-pixel images"):
+        _put_channels_first(extractor, encoder="vit_b_16", resolution=64)
 
 
 def test_the_papers_feature_map_is_all_of_vgg19s_convolutions_each_moment_normalised_together(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from synthesis_stand_ins import RandomFeatureMap, release_of_squares, small_sett
 from torchrun import torchrun
 from training_process import CASES, PLANTED, STEPS, first_step, outcome, save_state, trained
 
+from dpmepf.embed.distributed import Processes
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.processes import LaunchedProcesses
 from dpmepf.synthesize.checkpoint import load_checkpoint
 from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.training import GeneratorTraining
@@ -98,14 +100,17 @@ def test_more_processes_than_images_are_refused() -> None:
         GeneratorTraining(release, RandomFeatureMap(), small_settings(), processes=processes)
 
 
-def test_each_process_takes_a_gpu_of_its_own_or_says_that_there_are_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [TrainingProcesses, Processes])
+def test_each_process_takes_a_gpu_of_its_own_or_says_that_there_are_too_few(
+    kind: type[LaunchedProcesses], monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    several = [TrainingProcesses(rank=4 + local, count=8, local_rank=local) for local in range(3)]
+    several = [kind(rank=4 + local, count=8, local_rank=local) for local in range(3)]
     assert [str(one.device("auto")) for one in several[:2]] == ["cuda:0", "cuda:1"] == [str(one) for one in chosen]
     assert str(several[1].device("cpu")) == "cpu"
-    assert str(TrainingProcesses(rank=0, count=1, local_rank=0).device("auto")) == "cuda"
+    assert str(kind(rank=0, count=1, local_rank=0).device("auto")) == "cuda"
     with pytest.raises(UsageError, match="has 2 GPUs"):
         several[2].device("auto")

@@ -26,6 +26,7 @@ from dpmepf.embed.checkpoint import Checkpoint, CheckpointError
 from dpmepf.embed.fingerprint import run_fingerprint
 from dpmepf.embed.pipeline import EmbeddingError, EmbedSettings, embed_images, plan, sum_images
 from dpmepf.embed.summing import ClassSums, ExactSums
+from dpmepf.shared import whitening
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
 from dpmepf.shared.image_sources import ImageSource, open_images
@@ -286,6 +287,20 @@ class BatchBefore:
         scaled = features / self.seen
         self.seen = max(self.seen, 1 / max(float(features.amin()), 0.1))
         return scaled
+
+
+def test_features_are_exact_float32_and_each_image_is_whitened_alone(source: ImageSource) -> None:
+    """On a GPU as well: cuDNN is used, and neither searches for algorithms nor rounds to TF32."""
+    seen = set()
+
+    def look(features: Tensor) -> Tensor:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        seen.add((cudnn.enabled, cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision))
+        seen.add((matmul.fp32_precision, whitening._alone.get()))
+        return features
+
+    summed(source, StandInFeatures(spoil=look))
+    assert seen == {(True, True, False, "ieee"), ("ieee", True)}
 
 
 @pytest.mark.parametrize(

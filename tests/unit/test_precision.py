@@ -57,3 +57,19 @@ def test_a_gpu_gets_bfloat16_only_if_it_is_not_emulated(monkeypatch: pytest.Monk
 
 def test_an_unknown_kind_of_device_stays_in_float32() -> None:
     assert precision.autocast_dtype("mps") is None
+
+
+def test_exact_float32_is_by_cudnn_without_tf32_or_search_and_leaves_no_trace() -> None:
+    def state() -> tuple[object, ...]:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        return (
+            *(cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
+            *(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision),
+        )
+
+    before = state()
+    with pytest.raises(RuntimeError, match="inside"), precision.exact_float32():
+        inside = state()
+        raise RuntimeError("inside")
+    assert inside == (True, True, False, "ieee", "ieee", "ieee")
+    assert state() == before

@@ -25,7 +25,7 @@ from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.pretraining import whiten
 from dpmepf.shared.pretraining_command import read_weights
-from dpmepf.shared.whitening import RIDGE, Whitening
+from dpmepf.shared.whitening import RIDGE, Whitening, each_image_alone
 
 CHANNELS, POSITIONS = 6, 16
 
@@ -155,6 +155,17 @@ def test_with_a_gradient_it_gives_the_same_and_the_gradient_of_the_definition(
     torch.testing.assert_close(found, whitening(images), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(found.double(), defined, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(leaf.grad.double().flatten(2), exact.grad, rtol=1e-5, atol=1e-4)
+
+
+def test_alone_an_image_is_whitened_by_the_same_bits_in_any_company_and_as_with_others() -> None:
+    whitening = Whitening(CHANNELS)
+    whitening.measure([activations(500)])
+    batch = activations(37, seed=2)
+    with each_image_alone():
+        together = whitening(batch)
+        apart = torch.cat([whitening(part) for part in batch.split([1, 5, 31])])
+    assert torch.equal(together, apart)
+    torch.testing.assert_close(whitening(batch), together, rtol=1e-5, atol=1e-4)
 
 
 def test_channels_that_never_vary_stay_finite() -> None:
