@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from torchrun import torchrun
 
-PROCESSES = 4
 LONG_ENOUGH = 100  # seconds in which it has to be over; the test machine needs about 15 to start it
 SECRET = "patient-4711"
 
@@ -28,33 +27,35 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.slow
+ENDS = [
+    (1, "kill before the data are opened", "another process of this run"),
+    (1, "kill while embedding", "another process of this run"),
+    (3, "kill while embedding", "another process of this run"),
+    (0, "kill while embedding", "another process of this run"),
+    (0, "kill after the sums", None),
+    (2, "a defect that quotes private values", "internal error RuntimeError"),
+    (0, "a defect that quotes private values", "internal error RuntimeError"),
+    (2, "Ctrl-C while embedding", "interrupted: nothing was released and nothing was written"),
+    (2, "Ctrl-C at torchrun", "interrupted: nothing was released and nothing was written"),
+    (2, "an image that cannot be decoded", "an image cannot be used"),
+]
+
+
 @pytest.mark.parametrize(
-    ("rank", "event", "said"),
-    [
-        (1, "kill before the data are opened", "another process of this run"),
-        (1, "kill while embedding", "another process of this run"),
-        (3, "kill while embedding", "another process of this run"),
-        (0, "kill while embedding", "another process of this run"),
-        (0, "kill after the sums", None),
-        (2, "a defect that quotes private values", "internal error RuntimeError"),
-        (0, "a defect that quotes private values", "internal error RuntimeError"),
-        (2, "Ctrl-C while embedding", "interrupted: nothing was released and nothing was written"),
-        (2, "Ctrl-C at torchrun", "interrupted: nothing was released and nothing was written"),
-        (2, "an image that cannot be decoded", "an image cannot be used"),
-    ],
+    ("processes", "rank", "event", "said"),
+    [(2, *ENDS[1]), *(pytest.param(4, *end, marks=pytest.mark.slow) for end in ENDS)],
 )
 def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence(
-    data: Path, tmp_path: Path, rank: int, event: str, said: str | None
+    data: Path, tmp_path: Path, processes: int, rank: int, event: str, said: str | None
 ) -> None:
     out, register = tmp_path / "out", tmp_path / "register.sqlite"
     out.mkdir()
     if event == "an image that cannot be decoded":
-        (data / f"{SECRET}-{20 * rank:02}.png").write_bytes(b"not an image")
+        (data / f"{SECRET}-{80 * rank // processes:02}.png").write_bytes(b"not an image")
         event = ""
     began = time.monotonic()
     finished = torchrun(
-        *(PROCESSES, Path(__file__).with_name("embedding_process.py"), rank, event),
+        *(processes, Path(__file__).with_name("embedding_process.py"), rank, event),
         *("--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu", "--output", out / "a.h5"),
         *("--classes", "1", "--resolution", 28, "--channels", 1),
         *("--dataset", "clinic", "--register", register, "--budget-eps", 2),
