@@ -97,6 +97,12 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     type=click.IntRange(0, LARGEST_SEED),
     help="Seed of weights and latent vectors; costs no privacy here.  [default: 0]",
 )
+@click.option(
+    "--vary/--no-vary",
+    default=None,
+    help="Change images at random as they are drawn (turn, enlarge, move, brighten), by sizes that are learned.  "
+    "[default: images in colour]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--encoder-weights",

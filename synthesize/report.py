@@ -68,6 +68,7 @@ SETTING_NAMES = {
     "base_channels": "Base channels",
     "second_convolution": "Second convolution per block",
     "latent_dimension": "Latent dimension",
+    "vary": "Random changes of images",
     "mean_memory": "Memory of generated means",
     "metric_ridge": "Ridge of the metric",
     "seed": "Seed",
@@ -158,7 +159,7 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     ]
     if generator["random_changes"]:
         sizes = ", ".join(f"{change} {size:.2f}" for change, size in generator["random_changes"].items())
-        network.append(("Random changes, at most, mean over classes", sizes))
+        network.append(("Size of random changes, mean over classes", sizes))
     rate = record["timings"]["training_images_per_second"]
     timings = [
         ("Training", _duration(record["timings"]["training_seconds"]) + (f", {rate:,.0f} images/s" if rate else "")),

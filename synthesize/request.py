@@ -24,6 +24,7 @@ from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
+from dpmepf.synthesize.training import generator_configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     public = open_public_images(request.public)
     device = processes.device(request.device)
     settings = _settings(request, checkpoint, device)
+    settings = replace(settings, vary=generator_configuration(artifact, settings).varied)
     run = PreparedRun(
         artifact=artifact,
         sha256=sha256,

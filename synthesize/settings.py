@@ -37,7 +37,9 @@ class SynthesisSettings:
         gradient_clip: largest norm of the gradient of all parameters together.
         base_channels: channels of the generator at full resolution.
         second_convolution: whether each block also convolves after enlarging (two to three times the arithmetic).
-        latent_dimension: length of the generator's random input; at least 7 for RGB, six of which vary an image.
+        latent_dimension: length of the generator's random input; at least 7 where images are varied, six of which do
+            that.
+        vary: whether images are changed at random as they are drawn, by learned sizes; None: those of 3 channels.
         mean_memory: share of the previous estimate in the moving average of each class's generated mean features
             that images are repelled from, in [0, 1); 0: only the batch itself.
         metric_ridge: how far the metric is from dividing each direction of the features by its variance within
@@ -56,6 +58,7 @@ class SynthesisSettings:
     base_channels: int
     second_convolution: bool
     latent_dimension: int = 64
+    vary: bool | None = None
     mean_memory: float = 0.0
     metric_ridge: float = 0.3
     seed: int = 0

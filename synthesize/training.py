@@ -323,8 +323,8 @@ class ClassSchedule:
 def generator_configuration(artifact: Artifact, settings: SynthesisSettings) -> GeneratorConfiguration:
     """Return the shape of the generator for `artifact`'s images.
 
-    Those of three channels are varied: photographs are taken from anywhere and in any light. Grey ones, such as digits
-    and scans, stand as somebody put them; MNIST's were drawn worse with it.
+    Unless told, those of three channels are varied: photographs are taken from anywhere and in any light. Grey ones,
+    such as digits and scans, stand as somebody put them; MNIST's were drawn worse with it.
     """
     return GeneratorConfiguration(
         class_count=len(artifact.classes),
@@ -333,7 +333,7 @@ def generator_configuration(artifact: Artifact, settings: SynthesisSettings) -> 
         base_channels=settings.base_channels,
         second_convolution=settings.second_convolution,
         latent_dimension=settings.latent_dimension,
-        varied=artifact.feature_map.channels == 3,
+        varied=artifact.feature_map.channels == 3 if settings.vary is None else settings.vary,
     )
 
 

@@ -36,6 +36,7 @@ from dpmepf.synthesize import command, labelling, public_images, sampling, synth
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 from dpmepf.synthesize.probe import draw_probe
+from dpmepf.synthesize.variation import CHANGES
 
 CLASSES = ("0", "T-shirt_top")
 QUICK = ("--steps", 3, "--batch-size", 4, "--samples", 5, "--device", "cpu")
@@ -175,6 +176,8 @@ def test_a_run_leaves_everything_that_is_promised(
     assert (record["artifact"]["epsilon"], record["artifact"]["delta"]) == (2.0, 1e-5)
     assert record["settings"]["steps"] == len(record["losses"]["every_step"]) == 3
     assert record["output"] == {"format": "folder", "images": 5, "relabelled": True}
+    assert record["settings"]["vary"] is False
+    assert record["generator"]["random_changes"] is None
     generator, classes = load_generator(output)
     assert classes == CLASSES
     assert generator.configuration.resolution == 28
@@ -453,6 +456,17 @@ def test_a_claim_that_the_numbers_do_not_support_is_not_repeated(artifact: Path,
         assert claim != text
         file["ledger"][()] = claim
     assert_one_sentence(run(forged, "--output", tmp_path / "out", *QUICK), 1, "claims what its numbers do not support")
+
+
+def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = run(artifact, "--output", output, "--vary", "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["settings"]["vary"] is True
+    assert list(record["generator"]["random_changes"]) == list(CHANGES)
+    assert load_generator(output)[0].variation is not None
+    assert_one_sentence(run(artifact, "--output", output, "--no-vary", "--resume", "--steps", "4"), 2, "has --vary True, not False")
 
 
 @pytest.mark.parametrize("damaged", [False, True])

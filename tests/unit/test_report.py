@@ -122,7 +122,7 @@ def test_the_report_states_the_claim_and_what_was_made(tmp_path: Path) -> None:
 
 def test_the_report_states_how_much_images_are_varied(tmp_path: Path) -> None:
     values = record()
-    assert "Random changes" not in checked_report(tmp_path, values)[1]
+    assert "Size of random changes" not in checked_report(tmp_path, values)[1]
     values["generator"]["random_changes"] = {"zoom": 0.104, "turn": 0.2}
     assert "zoom 0.10, turn 0.20" in checked_report(tmp_path, values)[1]
 

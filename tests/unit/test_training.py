@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dpmepf.synthesize import training as training_module
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.training import (
     ClassSchedule,
@@ -147,11 +148,13 @@ def test_a_snapshot_is_taken_at_every_interval_and_at_the_end() -> None:
     assert snapshots == [1, 2, 3, 3]
 
 
-def test_images_in_colour_are_varied_and_the_sizes_are_learned() -> None:
-    grey, colour = (
-        train(release_of_squares(RandomFeatureMap(channels)), small_settings()).generator for channels in (1, 3)
-    )
-    assert grey.variation is None
+def test_images_in_colour_are_varied_unless_told_and_the_sizes_are_learned() -> None:
+    def trained(channels: int, varied: bool | None) -> Generator:
+        return train(release_of_squares(RandomFeatureMap(channels)), small_settings(vary=varied)).generator
+
+    grey, colour = trained(1, None), trained(3, None)
+    assert grey.variation is None and trained(3, False).variation is None
+    assert trained(1, True).variation is not None
     assert colour.variation is not None
     assert not torch.equal(colour.variation.sizes.weight, Variation(3).sizes.weight)
 
