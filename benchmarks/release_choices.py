@@ -1,7 +1,8 @@
-"""What should be released? Feature maps side by side, at equal ε: `make bench-choices`, table in docs/CHOICES.md.
+"""What should be released, and what made of it? Choices at equal ε: `make bench-choices`, table in docs/CHOICES.md.
 
-Of each choice (feature_choices.py) the class means are released once and a generator is trained on the release, by the
-same code and settings. Quoted are
+Of each choice of features (feature_choices.py) the class means are released once and a generator is trained on the
+release, by the same code and settings; choices of training (training_choices.py) are of a release of the default's.
+Quoted are
 
 - noise / difference: expected length of a class mean's noise over the typical distance of a class's mean from their
   centre, which is what a dimension costs;
@@ -31,6 +32,7 @@ from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
 from run_identity import machine, version_of
 from synthesis_quality import DATA_NAMES, console, native_bfloat16, scores
+from training_choices import TRAININGS
 
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.allocator import keep_freed_memory
@@ -40,16 +42,19 @@ from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.probe import probe_for
-from dpmepf.synthesize.settings import PRESETS, settings_for
+from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
 from dpmepf.synthesize.targets import ClassTargets, class_targets
 
 TEMPLATE = Path(__file__).with_name("choices.template.md")
 PUBLIC_IMAGES = 5_000
+DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.items()} | {
+    choice: training.description for choice, training in TRAININGS.items()
+}
 
 
 def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace) -> Record:
     """What a run is of (`quality_log.KEY`), before it is made."""
-    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed)
+    settings = settings_of(choice, options.preset, seed)
     return {
         "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
         "method": choice,
@@ -59,8 +64,18 @@ def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace)
         "seed": seed,
         "settings": {"preset": options.preset, "steps": settings.steps, "bfloat16": native_bfloat16()},
         "evaluation": "cnn, 1 seed",
-        "version": version_of("benchmarks/feature_choices.py"),
+        "version": version_of("benchmarks/feature_choices.py", "benchmarks/training_choices.py"),
     }
+
+
+def settings_of(choice: str, preset: str, seed: int) -> SynthesisSettings:
+    """The preset's, with what the choice is about."""
+    settings = settings_for(preset, bfloat16=native_bfloat16(), seed=seed)
+    if choice in CHOICES:
+        return settings
+    training = TRAININGS[choice]
+    multiplied = {name: factor * getattr(settings, name) for name, factor in training.factors.items()}
+    return dataclasses.replace(settings, **training.settings, **multiplied)
 
 
 def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
@@ -69,8 +84,10 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     source = open_images(options.data, public=True)
     schema, device = infer_schema(source), choose_device("auto")
     form = Form(schema.resolution, schema.channels)
-    feature_map = CHOICES[plan["method"]][1](form, public_images(options.public, form)).to(device)
-    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=plan["seed"])
+    choice = plan["method"]
+    features = CHOICES[choice if choice in CHOICES else "default"][1]
+    feature_map = features(form, public_images(options.public, form)).to(device)
+    settings = settings_of(choice, options.preset, plan["seed"])
     release, generator = release_and_train(
         source,
         settings,
@@ -90,9 +107,9 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         ridge=settings.metric_ridge,
         seed=settings.seed + 1,
     )
-    synthetic = draw_set(
-        folder, release, generator, seed=settings.seed, label=discriminant if discriminant.corrects else None
-    )
+    corrects = discriminant.corrects and (choice in CHOICES or TRAININGS[choice].relabels)
+    label = discriminant if corrects else None
+    synthetic = draw_set(folder, release, generator, seed=settings.seed, label=label)
     minutes = (time.perf_counter() - begun) / 60
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
@@ -104,7 +121,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         "dimension": feature_map.dimension,
         "noise": relative_noise(targets),
         "class_means": right(discriminant, *load_all(real, **dataclasses.asdict(form))),
-        "corrected": discriminant.corrects,
+        "corrected": corrects,
         "minutes": minutes,
         **scored,
         "machine": machine(),
@@ -134,13 +151,13 @@ def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Te
 
 
 def table(records: Sequence[Record]) -> str:
-    """Markdown: for each data set and budget a table with a row for each choice, in the order of `CHOICES`."""
+    """Markdown: for each data set and budget a table with a row for each choice, in the order of `DESCRIPTIONS`."""
     text = []
     ordered = sorted(distinct(records), key=_table_of)
     for (data, epsilon, delta, preset, steps, extractor, version), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
-        for choice, (description, _) in CHOICES.items():
+        for choice, description in DESCRIPTIONS.items():
             found = [run for run in here if run["method"] == choice]
             if found:
                 rows.append(
@@ -173,7 +190,7 @@ def _table_of(run: Record) -> tuple[str, float, float, str, int, str, str]:
 def document(records: Sequence[Record]) -> str:
     """The whole of docs/CHOICES.md."""
     made = {record["method"] for record in records}
-    missing = [choice for choice in CHOICES if choice not in made]
+    missing = [choice for choice in DESCRIPTIONS if choice not in made]
     state = f"Not measured yet: {', '.join(missing)}." if missing else "Every choice is measured."
     text = Template(TEMPLATE.read_text("utf-8")).substitute(state=state)
     return text.rstrip() + "\n\n" + table(records)
@@ -188,7 +205,7 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
         default=Path("../shared/data/tiny-imagenet-32/part-0.zip"),
         help="public images, for choices that learn from some",
     )
-    parser.add_argument("--choices", default=",".join(CHOICES), help="some of these, separated by commas")
+    parser.add_argument("--choices", default=",".join(DESCRIPTIONS), help="some of these, separated by commas")
     parser.add_argument("--eps", type=float, nargs="+", default=[1.0])
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument(
@@ -200,8 +217,8 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="only print the document of what the log holds")
     options = parser.parse_args(command_line)
     options.choices = options.choices.split(",")
-    if unknown := set(options.choices) - set(CHOICES):
-        parser.error(f"no such choice: {', '.join(sorted(unknown))}; there are {', '.join(CHOICES)}")
+    if unknown := set(options.choices) - set(DESCRIPTIONS):
+        parser.error(f"no such choice: {', '.join(sorted(unknown))}; there are {', '.join(DESCRIPTIONS)}")
     return options
 
 

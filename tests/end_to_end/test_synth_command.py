@@ -466,7 +466,8 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     assert record["settings"]["vary"] is True
     assert list(record["generator"]["random_changes"]) == list(CHANGES)
     assert load_generator(output)[0].variation is not None
-    assert_one_sentence(run(artifact, "--output", output, "--no-vary", "--resume", "--steps", "4"), 2, "has --vary True, not False")
+    resumed = run(artifact, "--output", output, "--no-vary", "--resume", "--steps", "4")
+    assert_one_sentence(resumed, 2, "has --vary True, not False")
 
 
 @pytest.mark.parametrize("damaged", [False, True])

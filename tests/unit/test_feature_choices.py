@@ -13,6 +13,7 @@ from feature_choices import CHOICES, Form, SecondOrder, builtin
 from quality_log import append_to_log, read_log
 from synthesis_stand_ins import small_settings, squares
 from torch import Tensor
+from training_choices import TRAININGS
 
 from dpmepf.synthesize import labelling, training
 from dpmepf.synthesize.targets import ClassTargets
@@ -65,6 +66,15 @@ def test_shares_add_up_to_1() -> None:
     assert equal == pytest.approx([1 / 8] * 8)
     late = builtin(form, layers=slice(-2, None), shares=range(1, 9)).description
     assert (late.layer_weights, len(late.pooling)) == (pytest.approx((7 / 15, 8 / 15)), 2)
+
+
+@pytest.mark.parametrize("choice", TRAININGS)
+def test_a_choice_of_training_differs_from_the_default_by_one_thing(choice: str) -> None:
+    ours, default = (release_choices.settings_of(name, "quick", 3) for name in (choice, "default"))
+    assert (ours.seed, ours.steps) == (3, default.steps)
+    differing = {field for field, value in ours.to_dict().items() if value != default.to_dict()[field]}
+    assert differing == {*TRAININGS[choice].settings, *TRAININGS[choice].factors}
+    assert differing or not TRAININGS[choice].relabels
 
 
 def test_relative_noise_is_that_of_the_means_without_their_noise() -> None:
