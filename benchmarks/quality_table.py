@@ -85,7 +85,7 @@ def runs_table(runs: Sequence[Record]) -> str:
     classifiers = list(dict.fromkeys(name for run in runs for name in run["accuracy"]))
     head = ["method", "relation", "ε", "ε, other", *classifiers, "FID", "KID", "features", "minutes", "runs"]
     rows = []
-    versions = list(dict.fromkeys(run["version"] for run in sorted(runs, key=_time_of, reverse=True)))
+    versions = list(dict.fromkeys(run["version"] for run in sorted(runs, key=_age, reverse=True)))
 
     def row_of(run: Record) -> tuple[object, ...]:
         rest = (versions.index(run["version"]), run["evaluation"], run.get("extractor") or "")
@@ -122,14 +122,15 @@ def _setting_of(run: Record) -> tuple[object, ...]:
 
 
 def _newest(runs: Sequence[Record]) -> list[Record]:
-    """Those of the code that made the latest of them."""
-    latest = max(runs, key=_time_of, default=None)
-    return [run for run in runs if latest is not None and run["version"] == latest["version"]]
+    """Those of the newest code among them, one of each seed."""
+    newest = max(runs, key=_age, default=None)
+    of_newest = [run for run in runs if newest is not None and run["version"] == newest["version"]]
+    return list({run["seed"]: run for run in of_newest}.values())
 
 
-def _time_of(run: Record) -> str:
-    """When it was made, in UTC: some records name the zone, some do not."""
-    return str(run["time"])[: len("2026-01-01T00:00:00")]
+def _age(run: Record) -> tuple[str, str]:
+    """When its code was committed, in UTC, and the version, that runs of one commit keep together."""
+    return run["committed"], run["version"]
 
 
 def _grouped(runs: Sequence[Record], key: Callable[[Record], tuple[object, ...]]) -> list[list[Record]]:

@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from string import Template
 
 import torch
 from baseline_set import draw_set, release_and_train
 from feature_choices import BATCH, CHOICES, Form
 from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
-from run_identity import machine, version_of
+from run_identity import commit_time_of, machine, version_of
 from synthesis_quality import DATA_NAMES, console, native_bfloat16, scores
 from training_choices import TRAININGS
 
@@ -47,6 +46,9 @@ from dpmepf.synthesize.targets import ClassTargets, class_targets
 
 TEMPLATE = Path(__file__).with_name("choices.template.md")
 PUBLIC_IMAGES = 5_000
+OWN_FILES = [
+    f"benchmarks/{name}.py" for name in ("release_choices", "feature_choices", "training_choices", "baseline_set")
+]
 DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.items()} | {
     choice: training.description for choice, training in TRAININGS.items()
 }
@@ -54,7 +56,7 @@ DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.item
 
 def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace) -> Record:
     """What a run is of (`quality_log.KEY`), before it is made."""
-    settings = settings_of(choice, options.preset, seed)
+    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed)
     return {
         "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
         "method": choice,
@@ -64,18 +66,15 @@ def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace)
         "seed": seed,
         "settings": {"preset": options.preset, "steps": settings.steps, "bfloat16": native_bfloat16()},
         "evaluation": "cnn, 1 seed",
-        "version": version_of("benchmarks/feature_choices.py", "benchmarks/training_choices.py"),
+        "version": version_of(*OWN_FILES),
     }
 
 
-def settings_of(choice: str, preset: str, seed: int) -> SynthesisSettings:
+def settings_of(choice: str, preset: str, seed: int, channels: int) -> SynthesisSettings:
     """The preset's, with what the choice is about."""
     settings = settings_for(preset, bfloat16=native_bfloat16(), seed=seed)
-    if choice in CHOICES:
-        return settings
-    training = TRAININGS[choice]
-    multiplied = {name: factor * getattr(settings, name) for name, factor in training.factors.items()}
-    return dataclasses.replace(settings, **training.settings, **multiplied)
+    changes = {} if choice in CHOICES else TRAININGS[choice].changes(settings, channels)
+    return dataclasses.replace(settings, **changes)
 
 
 def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
@@ -87,7 +86,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     choice = plan["method"]
     features = CHOICES[choice if choice in CHOICES else "default"][1]
     feature_map = features(form, public_images(options.public, form)).to(device)
-    settings = settings_of(choice, options.preset, plan["seed"])
+    settings = settings_of(choice, options.preset, plan["seed"], form.channels)
     release, generator = release_and_train(
         source,
         settings,
@@ -104,7 +103,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         targets,
         feature_map,
         probe=probe_for(targets, seed=settings.seed),
-        ridge=settings.metric_ridge,
+        ridge=settings_for(options.preset).metric_ridge,  # a choice is of training alone
         seed=settings.seed + 1,
     )
     corrects = discriminant.corrects and (choice in CHOICES or TRAININGS[choice].relabels)
@@ -126,6 +125,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         **scored,
         "machine": machine(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "committed": commit_time_of(plan["version"]),
     }
 
 
@@ -177,8 +177,15 @@ def table(records: Sequence[Record]) -> str:
             f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps; {extractor}; "
             + f"code {version})\n\n"
             + markdown([*head, "labels corrected, of runs"], rows)
+            + _missing_of(here)
         )
     return "\n".join(text)
+
+
+def _missing_of(runs: Sequence[Record]) -> str:
+    """A sentence on the choices that a table lacks, if any."""
+    missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in runs}]
+    return f"\nNot measured yet: {', '.join(missing)}.\n" if missing else ""
 
 
 def _table_of(run: Record) -> tuple[str, float, float, str, int, str, str]:
@@ -189,11 +196,7 @@ def _table_of(run: Record) -> tuple[str, float, float, str, int, str, str]:
 
 def document(records: Sequence[Record]) -> str:
     """The whole of docs/CHOICES.md."""
-    made = {record["method"] for record in records}
-    missing = [choice for choice in DESCRIPTIONS if choice not in made]
-    state = f"Not measured yet: {', '.join(missing)}." if missing else "Every choice is measured."
-    text = Template(TEMPLATE.read_text("utf-8")).substitute(state=state)
-    return text.rstrip() + "\n\n" + table(records)
+    return TEMPLATE.read_text("utf-8").rstrip() + "\n\n" + (table(records) or "**Nothing is measured yet.**\n")
 
 
 def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,15 +17,16 @@ from dpmepf.shared import __version__
 PACKAGES = ("shared", "artifacts", "embed", "synthesize")
 
 
+@cache
 def version_of(*further: str) -> str:
     """The code of a run: version, the last commit that changed it, and a hash of what is not committed, if anything.
 
-    Documents beside the code are not part of it.
+    Documents beside the code are not part of it. Asked again, it is what it was: what runs was imported by then.
 
     Args:
         further: files of the checkout besides the packages, relative to its root.
     """
-    root = Path(shared.__file__).resolve().parents[1]  # of the packages that are imported, wherever this file lies
+    root = _root()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments, "--", *PACKAGES, *further, ":(exclude)*.md"]
@@ -34,9 +37,26 @@ def version_of(*further: str) -> str:
         new = [root / name for name in git("ls-files", "-z", "--others", "--exclude-standard").split("\0") if name]
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel
         return __version__
-    content = difference.encode() + b"".join(str(file.relative_to(root)).encode() + file.read_bytes() for file in new)
+    content = difference.encode()
+    content += b"".join(str(file.relative_to(root)).encode() + file.read_bytes() for file in new if file.is_file())
     changed = f"+{hashlib.sha256(content).hexdigest()[:8]}" if content else ""
     return f"{__version__} {commit}{changed}"
+
+
+def _root() -> Path:
+    """Of the packages that are imported, wherever this file lies."""
+    return Path(shared.__file__).resolve().parents[1]
+
+
+def commit_time_of(version: str) -> str:
+    """When the commit that `version_of` names was made, in UTC; "" without git."""
+    commit = version.partition(" ")[2].partition("+")[0]
+    command = ["git", "-C", str(_root()), "show", "-s", "--format=%ct", commit]
+    try:
+        seconds = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def machine() -> str:

@@ -35,7 +35,7 @@ from quality_log import Record, append_to_log, key_of, read_log
 from quality_table import document
 from rich.console import Console
 from rich.table import Table
-from run_identity import machine, version_of
+from run_identity import commit_time_of, machine, version_of
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import recomputed_epsilon
@@ -118,7 +118,8 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
             options.keep.mkdir(parents=True, exist_ok=True)
             name = f"{options.data.stem}-{plan['method']}-eps{plan['epsilon']:g}-{plan['seed']}.png"
             next(folder.rglob("preview.png")).replace(options.keep / name)
-    return {**plan, **outcome, "machine": machine(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    made = {"machine": machine(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {**plan, **outcome, **made, "committed": commit_time_of(plan["version"])}
 
 
 def our_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Path, Artifact]:

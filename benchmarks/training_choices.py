@@ -1,4 +1,4 @@
-"""What can be made of one release: generators that are trained and drawn from otherwise than by default.
+"""What can be made of one release: generators that are trained or drawn from otherwise than by default.
 
 Each differs from the default by one thing. All of it is post-processing of the same release, at no cost of privacy.
 """
@@ -6,7 +6,10 @@ Each differs from the default by one thing. All of it is post-processing of the 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+from dpmepf.synthesize.settings import SynthesisSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,38 +18,44 @@ class Training:
 
     Fields:
         description: how that differs from the default.
-        settings: of `dpmepf.synthesize.settings.SynthesisSettings`, that differ.
-        factors: settings that are a multiple of the preset's.
+        changes: of the preset's settings and the images' channels: settings that differ.
         relabels: whether the class means may correct labels.
     """
 
     description: str
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    factors: dict[str, int] = dataclasses.field(default_factory=dict)
+    changes: Callable[[SynthesisSettings, int], dict[str, Any]] = lambda preset, channels: {}
     relabels: bool = True
 
 
 TRAININGS = {
-    "vary": Training(
-        description="images are changed at random as they are drawn, grey ones too", settings={"vary": True}
-    ),
-    "no-vary": Training(
-        description="images are not changed at random, those in colour neither", settings={"vary": False}
+    "variation": Training(
+        description="images in colour are not changed at random as they are drawn, grey ones are",
+        changes=lambda preset, channels: {"vary": channels == 1},
     ),
     "no-relabel": Training(description="labels are not corrected", relabels=False),
     "euclidean": Training(
-        description="means are compared by Euclidean distance, not within classes", settings={"metric_ridge": 1e3}
+        description="a generator's means are compared by Euclidean distance, not within classes",
+        changes=lambda preset, channels: {"metric_ridge": 1e3},
     ),
     "mean-memory": Training(
         description="images are repelled from a moving average of generated means (0.9 of it is kept), as in GFMN",
-        settings={"mean_memory": 0.9},
+        changes=lambda preset, channels: {"mean_memory": 0.9},
     ),
-    "no-average": Training(description="weights are not averaged", settings={"average_decay": 0.0}),
-    "wide": Training(description="twice the channels", factors={"base_channels": 2}),
-    "deep": Training(description="two convolutions in each block", settings={"second_convolution": True}),
+    "no-average": Training(
+        description="weights are not averaged", changes=lambda preset, channels: {"average_decay": 0.0}
+    ),
+    "wide": Training(
+        description="twice the channels",
+        changes=lambda preset, channels: {"base_channels": 2 * preset.base_channels},
+    ),
+    "deep": Training(
+        description="two convolutions in each block", changes=lambda preset, channels: {"second_convolution": True}
+    ),
     "large-batches": Training(
         description="four times the images in a step, through the encoder a quarter at a time (two passes)",
-        factors={"batch_size": 4},
-        settings={"micro_batch_size": 100},
+        changes=lambda preset, channels: {
+            "batch_size": 4 * preset.batch_size,
+            "micro_batch_size": preset.batch_size,
+        },
     ),
 }

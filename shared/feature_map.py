@@ -157,7 +157,7 @@ def _whitening_by_layer(model: nn.Module) -> dict[str, Whitening]:
 
 
 def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, resolution: int) -> tuple[str, ...]:
-    """Those of `layers` whose activation is N×C×H×W."""
+    """Those of `layers` whose activation is an image, N×C×H×W or N×H×W×C."""
     with torch.no_grad():
         try:
             found = _traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
@@ -180,7 +180,8 @@ def build_feature_map(
     """Load the described encoder and build the feature map.
 
     Raises: EncoderWeightsError when the weights at hand have another SHA-256 than the description names, or are
-        missing; FeatureMapError when the encoder has no such layer or cannot take images of that size.
+        missing; FeatureMapError when the encoder has no such layer; UsageError when it cannot take images of that size,
+        or the layer is neither vectors nor images.
     """
     encoder, sha256 = load_encoder(description.encoder, weights_file)
     if sha256 != description.weights_sha256:
@@ -328,7 +329,7 @@ def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
 
 @torch.no_grad()
 def _put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int) -> None:
-    """Turn the activations that are N×H×W×C, as most of a ConvNeXt and of a Swin transformer, into N×C×H×W.
+    """Turn the activations that are N×H×W×C, as most of a ConvNeXt, into N×C×H×W.
 
     What an axis is shows when images get wider.
 
@@ -346,7 +347,7 @@ def _put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int
         if len(shape) == 4 and widened == [2]:
             with extractor.graph.inserting_after(node):
                 activations[layer] = extractor.graph.call_method("permute", (node, 0, 3, 1, 2))
-        elif not (widened == [3] or (not widened and shape[2:].numel() == 1)):
+        elif not ((len(shape) == 4 and widened == [3]) or (not widened and shape[2:].numel() == 1)):
             raise UsageError(
                 f"the activation {layer} of the encoder {encoder} is neither a vector nor an image: choose another"
             )

@@ -29,11 +29,16 @@ _RANGES_AHEAD = 6  # per worker; what the consumer may find ready
 _work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None  # set in a worker process only
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, at most 16: its part of them where torchrun started several on this machine."""
+def own_cores() -> int:
+    """Cores that this process may use: its part of them where torchrun started several on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    return max(1, min(cores // processes, _MOST_DEFAULT_WORKERS))
+    return max(1, cores // processes)
+
+
+def usable_cores() -> int:
+    """Cores for worker processes: this process's own, at most 16."""
+    return min(own_cores(), _MOST_DEFAULT_WORKERS)
 
 
 def default_workers() -> int:

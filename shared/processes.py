@@ -22,7 +22,7 @@ import torch
 from dpmepf.shared.console import console
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_workers import usable_cores
+from dpmepf.shared.image_workers import own_cores
 
 # A process that ends is noticed at once, whatever it was doing: its connections close, and torchrun stops the others.
 # This is for machines that vanish, and longer than the first may have to wait for the slowest.
@@ -81,7 +81,8 @@ class LaunchedProcesses:
             raise UsageError(f"--device {name} is for one process: with --device cuda each of several takes its own")
         if self.local_rank >= torch.cuda.device_count():
             raise UsageError(
-                f"this machine has {torch.cuda.device_count()} GPUs, and each process takes one: start no more on it"
+                f"this machine has {torch.cuda.device_count()} GPUs, and each process takes one: start no more on it, "
+                "or choose --device cpu"
             )
         device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)  # nccl's, too
@@ -160,7 +161,7 @@ def joined(*, nothing: str, not_again: str, backend: str = "gloo") -> Iterator[N
 def _use_cores() -> None:
     """Compute on this process's part of the cores; torchrun says one, unless somebody has set another number."""
     if os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(usable_cores())
+        torch.set_num_threads(own_cores())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dpmepf.artifacts.hdf5_file import read_verified_artifact
 from dpmepf.artifacts.signature import load_verifying_key, verify_file
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map
+from dpmepf.shared.feature_map_description import FeatureMapError
 from dpmepf.shared.image_sources import ImageSource
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
@@ -115,6 +116,12 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         )
     public = open_public_images(request.public)
     device = processes.device(request.device)
+    feature_map = build_feature_map(artifact.feature_map, weights_file=request.encoder_weights, device=device)
+    if feature_map.dimension != artifact.dimension:
+        raise FeatureMapError(
+            f"the artifact has {artifact.dimension:,} features per class, but its feature map gives "
+            f"{feature_map.dimension:,} by this version of dpmepf: use the version that made it, or have it made again"
+        )
     settings = _settings(request, checkpoint, device)
     settings = replace(settings, vary=generator_configuration(artifact, settings).varied)
     run = PreparedRun(
@@ -125,7 +132,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         device=device,
         settings=settings,
         numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
-        feature_map=build_feature_map(artifact.feature_map, weights_file=request.encoder_weights, device=device),
+        feature_map=feature_map,
     )
     processes.require_same(_fingerprint(run))
     return run

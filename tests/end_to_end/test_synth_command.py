@@ -470,6 +470,17 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     assert_one_sentence(resumed, 2, "has --vary True, not False")
 
 
+def test_an_artifact_whose_feature_map_has_another_length_now_is_refused(artifact: Path, tmp_path: Path) -> None:
+    """As of an earlier version of the program."""
+    release = read_artifact(artifact)
+    pooling = tuple(2 * positions for positions in release.feature_map.pooling)
+    longer = dataclasses.replace(release, feature_map=dataclasses.replace(release.feature_map, pooling=pooling))
+    write_artifact(tmp_path / "earlier.h5", longer)
+    result = run(tmp_path / "earlier.h5", "--output", tmp_path / "out", *QUICK)
+    assert_one_sentence(result, 1, "has 3,264 features per class, but its feature map gives")
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_other_encoder_weights_than_the_artifacts_are_refused(damaged: bool, artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"

@@ -289,7 +289,9 @@ class BatchBefore:
         return scaled
 
 
-def test_features_are_exact_float32_and_each_image_is_whitened_alone(source: ImageSource) -> None:
+def test_features_are_exact_float32_and_each_image_is_whitened_alone(
+    source: ImageSource, builtin: FeatureMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU as well: cuDNN is used, and neither searches for algorithms nor rounds to TF32."""
     seen = set()
 
@@ -301,6 +303,8 @@ def test_features_are_exact_float32_and_each_image_is_whitened_alone(source: Ima
 
     summed(source, StandInFeatures(spoil=look))
     assert seen == {(True, True, False, "ieee"), ("ieee", True)}
+    monkeypatch.setattr(whitening, "product_of_all", None)  # of the whole batch
+    summed(source, builtin)
 
 
 @pytest.mark.parametrize(

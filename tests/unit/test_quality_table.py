@@ -30,7 +30,7 @@ def run(**changes: Any) -> dict[str, Any]:
         "kid": 0.0002,
         "extractor": "builtin encoder, 512 features",
         "machine": "a machine",
-        "time": "2026-11-27T12:00:00+00:00",
+        "committed": "2026-11-27T12:00:00+00:00",
     }
     return record | changes
 
@@ -65,9 +65,9 @@ def test_runs_of_other_relations_settings_or_delta_are_not_averaged(change: dict
 
 
 def test_accuracy_is_that_of_the_newest_code_and_all_runs_are_listed_newest_first() -> None:
-    versions = [run(version="b", time="2026-11-26T12:00:00+00:00"), run(version="a", time="2026-11-25T12:00:00+00:00")]
+    versions = [run(version=name, committed=f"2026-11-{day}T12:00:00+00:00") for name, day in (("b", 26), ("a", 25))]
     latest = [run(version="aa", seed=seed, accuracy={"cnn": 0.98}) for seed in (0, 1)]
-    other = run(version="a", epsilon=10.0, accuracy={"cnn": 0.99}, time="2026-11-25T12:00:00+00:00")
+    other = run(version="a", epsilon=10.0, accuracy={"cnn": 0.99}, committed="2026-11-25T12:00:00+00:00")
     accuracy, *every = rows(document([*versions, *latest, other]), "dpmepf (")
     assert accuracy[3:] == ["–", "98.0 (n = 2)", "99.0 (n = 1)"]
     assert [(row[2], row[-1]) for row in every] == [("1", "aa"), ("1", "b"), ("1", "a"), ("10", "a")]

@@ -26,17 +26,17 @@ def test_code_that_is_not_committed_is_told_apart(tmp_path: Path, monkeypatch: p
     git("commit", "-q", "-m", "first")
     monkeypatch.setattr(shared, "__file__", str(tmp_path / "shared" / "__init__.py"))
 
-    clean = run_identity.version_of()
+    clean = run_identity.version_of.__wrapped__()
     (tmp_path / "notes").write_text("in no package")
     (tmp_path / "embed" / "NOTE.md").write_text("no code")
     (tmp_path / "embed" / "cache.pyc").write_text("ignored")
-    assert run_identity.version_of() == clean and "+" not in clean
+    assert run_identity.version_of.__wrapped__() == clean and "+" not in clean
 
     seen = {clean}
     for content in ("one", "two"):
         (tmp_path / "embed" / "new.py").write_text(content)
-        seen.add(run_identity.version_of())
+        seen.add(run_identity.version_of.__wrapped__())
     (tmp_path / "embed" / "new.py").unlink()
     (tmp_path / "embed" / "__init__.py").write_text("changed")
-    seen.add(run_identity.version_of())
+    seen.add(run_identity.version_of.__wrapped__())
     assert len(seen) == 4

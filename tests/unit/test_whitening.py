@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpmepf.shared import pretraining
+from dpmepf.shared import whitening as whitening_module
 from dpmepf.shared.encoders import (
     BUILTIN,
     BUILTIN_WEIGHTS,
@@ -157,7 +158,9 @@ def test_with_a_gradient_it_gives_the_same_and_the_gradient_of_the_definition(
     torch.testing.assert_close(leaf.grad.double().flatten(2), exact.grad, rtol=1e-5, atol=1e-4)
 
 
-def test_alone_an_image_is_whitened_by_the_same_bits_in_any_company_and_as_with_others() -> None:
+def test_alone_an_image_is_whitened_by_the_same_bits_in_any_company_and_as_with_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     whitening = Whitening(CHANNELS)
     whitening.measure([activations(500)])
     batch = activations(37, seed=2)
@@ -166,6 +169,11 @@ def test_alone_an_image_is_whitened_by_the_same_bits_in_any_company_and_as_with_
         apart = torch.cat([whitening(part) for part in batch.split([1, 5, 31])])
     assert torch.equal(together, apart)
     torch.testing.assert_close(whitening(batch), together, rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(whitening_module, "product_of_all", None)
+    with each_image_alone():
+        assert torch.equal(whitening(batch), together)
+    with pytest.raises(TypeError, match="not callable"):
+        whitening(batch)
 
 
 def test_channels_that_never_vary_stay_finite() -> None:

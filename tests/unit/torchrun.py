@@ -1,4 +1,4 @@
-"""Start several processes as `torchrun` does, one thread each."""
+"""Start several processes as `torchrun` does, each with its part of the cores."""
 
 from __future__ import annotations
 
