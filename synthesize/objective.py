@@ -89,19 +89,22 @@ class MeanEmbeddingObjective:
         slots = slots[self.processes.share(len(slots))]
         sums = torch.zeros(len(classes), self.released.shape[1], device=images.device)
         squares = torch.zeros(len(classes), device=images.device)  # squared lengths of features, summed
-        second_moments: list[list[Tensor]] = []  # by part of the batch
+        second_moments: list[Tensor] = []  # summed, too
 
         def accumulate(features: Tensor, part: slice) -> None:
             sums.index_add_(0, slots[part], features)
             squares.index_add_(0, slots[part], features.square().sum(dim=1))
             if self.metric is not None:
-                second_moments.append(self.metric.second_moments(features))
+                of_part = self.metric.second_moments(features)
+                if not second_moments:
+                    second_moments.extend(torch.zeros_like(moment) for moment in of_part)
+                for total, moment in zip(second_moments, of_part, strict=True):
+                    total += moment
 
         def finish_sums() -> None:
-            summed = [torch.stack(parts).sum(dim=0) for parts in zip(*second_moments, strict=True)]
-            self.processes.sum_([sums, squares, *summed])
+            self.processes.sum_([sums, squares, *second_moments])
             if self.metric is not None:
-                self.metric.learn(summed, sums / per_class, per_class)
+                self.metric.learn(second_moments, sums / per_class, per_class)
 
         def gradient(features: Tensor, part: slice) -> Tensor:
             return torch.addcmul(pulls[slots[part]], self._measured(features), own_shares[slots[part]], value=-1)
