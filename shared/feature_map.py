@@ -347,7 +347,7 @@ def _put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int
         if len(shape) == 4 and widened == [2]:
             with extractor.graph.inserting_after(node):
                 activations[layer] = extractor.graph.call_method("permute", (node, 0, 3, 1, 2))
-        elif not ((len(shape) == 4 and widened == [3]) or (not widened and shape[2:].numel() == 1)):
+        elif not (len(shape) in (2, 4) and (widened == [3] or (not widened and shape[2:].numel() == 1))):
             raise UsageError(
                 f"the activation {layer} of the encoder {encoder} is neither a vector nor an image: choose another"
             )
