@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,10 +16,19 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.fx import Graph, GraphModule, Node, symbolic_trace
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
+from dpmepf.shared.activations import (
+    CANNOT_TAKE,
+    activation_layers,
+    ends_in_relu,
+    put_channels_first,
+    too_small,
+    traced,
+    with_positions,
+)
 from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription, FeatureMapError
@@ -58,9 +66,6 @@ PRESETS = {
     "dp-mepf": Preset("joint", moments=(1, 2), pooling=UNPOOLED, spatial=True),
 }
 SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
-CANNOT_TAKE = (RuntimeError, AssertionError)  # what encoders raise at images that are too small for them
-ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
-ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
 
 class Segment(NamedTuple):
@@ -100,13 +105,13 @@ def describe_feature_map(
     if channels not in (1, 3):
         raise UsageError(f"{channels} channels are not supported: choose 1 (grey) or 3 (RGB)")
     model, sha256 = load_encoder(encoder, weights_file)
-    layers = _activation_layers(model, encoder)
+    layers = activation_layers(model, encoder)
     chosen = PRESETS[preset]
     whitening = _whitening_by_layer(model)
     if chosen.normalisation == "whitened" and not whitening:
         preset, chosen = "per-layer", PRESETS["per-layer"]
     if chosen.spatial:
-        layers = _with_positions(model, layers, encoder=encoder, resolution=resolution)
+        layers = with_positions(model, layers, encoder=encoder, resolution=resolution)
     builtin = encoder == BUILTIN
     sizes = [1] * len(layers)
     if chosen.normalisation == "whitened":  # the same noise for a channel's average, whatever its layer
@@ -128,50 +133,11 @@ def describe_feature_map(
     )
 
 
-def _activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
-    """Names of the model's activation functions in the order of computation, without the built-in encoder's head."""
-    modules = dict(model.named_modules())
-    nodes = _node_names(model)
-    layers = tuple(
-        node
-        for node in nodes
-        if (_ends_in(modules.get(node), ACTIVATIONS) or ACTIVATION_NODE.fullmatch(node.rpartition(".")[2]))
-        and not (encoder == BUILTIN and node.startswith("head"))
-    )
-    if not layers:
-        raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
-    return layers
-
-
-def _ends_in(module: nn.Module | None, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module is of these kinds, or the last of its parts is: torchvision's tracer does not look into some."""
-    last = module[-1] if isinstance(module, nn.Sequential) and len(module) else module
-    return isinstance(last, kinds)
-
-
 def _whitening_by_layer(model: nn.Module) -> dict[str, Whitening]:
-    """The whitening of each activation that `_activation_layers` names; empty if the weights come without."""
+    """The whitening of each activation that `activation_layers` names; empty if the weights come without."""
     if not isinstance(model, BuiltinEncoder) or not model.whitening:
         return {}
-    return dict(zip(_activation_layers(model, BUILTIN), cast(Iterable[Whitening], model.whitening), strict=True))
-
-
-def _with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, resolution: int) -> tuple[str, ...]:
-    """Those of `layers` whose activation is an image, N×C×H×W or N×H×W×C."""
-    with torch.no_grad():
-        try:
-            found = _traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
-        except CANNOT_TAKE as error:
-            raise UsageError(_too_small(encoder, resolution)) from error
-    spatial = tuple(layer for layer in layers if found[layer].ndim == 4)
-    if not spatial:
-        raise UsageError(f"no activation of the encoder {encoder} is an image: choose another --encoder or --features")
-    return spatial
-
-
-def _too_small(encoder: str, resolution: int) -> str:
-    advice = "choose a larger --resolution or another --encoder"
-    return f"the encoder {encoder} cannot take {resolution}-pixel images: {advice}"
+    return dict(zip(activation_layers(model, BUILTIN), cast(Iterable[Whitening], model.whitening), strict=True))
 
 
 def build_feature_map(
@@ -210,7 +176,7 @@ class FeatureMap(nn.Module):
         super().__init__()
         self.description = description
         try:
-            extractor = _traced(encoder.eval(), description.layers).eval()
+            extractor = traced(encoder.eval(), description.layers).eval()
         except ValueError as error:
             raise FeatureMapError(
                 f"the encoder {description.encoder} lacks a layer that the feature map names"
@@ -218,7 +184,7 @@ class FeatureMap(nn.Module):
         # Batch norm folded into the convolutions: training through the encoder then is a third faster.
         self.extractor = cast(GraphModule, fuse(extractor, inplace=True, no_trace=True).eval())
         if not isinstance(encoder, BuiltinEncoder):
-            _put_channels_first(self.extractor, encoder=description.encoder, resolution=description.resolution)
+            put_channels_first(self.extractor, encoder=description.encoder, resolution=description.resolution)
         if description.normalisation == "whitened":
             _round_to_bfloat16(self.extractor)
         self._pooling_extractor = _pooling_early(
@@ -293,7 +259,7 @@ class FeatureMap(nn.Module):
             with torch.no_grad():
                 found = self._activations(blank)
         except CANNOT_TAKE as error:
-            raise UsageError(_too_small(self.description.encoder, self.description.resolution)) from error
+            raise UsageError(too_small(self.description.encoder, self.description.resolution)) from error
         segments: list[Segment] = []
         start = 0
         for (layer, activation), positions in zip(found, self.description.pooling, strict=True):
@@ -301,58 +267,8 @@ class FeatureMap(nn.Module):
             for moment in self.description.moments:
                 segments.append(Segment(layer, moment, start, start + pooled.numel(), channels=len(pooled)))
                 start += pooled.numel()
-        of_relus = _ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
+        of_relus = ends_in_relu(self.extractor.graph, dict(self.extractor.named_modules()))
         return tuple(segments), of_relus and not self.whitening
-
-
-def _traced(encoder: nn.Module, layers: tuple[str, ...]) -> GraphModule:
-    """The encoder up to the last of `layers`, which returns a dictionary of their activations.
-
-    torchvision's tracer knows every encoder, but importing it takes as long as importing torch; the built-in encoder's
-    own modules are named alike by both.
-    """
-    if isinstance(encoder, BuiltinEncoder):
-        graph = symbolic_trace(encoder).graph
-        nodes = {str(node.target): node for node in reversed(graph.nodes) if node.op == "call_module"}
-        if nodes.keys() >= set(layers):
-            next(node for node in graph.nodes if node.op == "output").args = (
-                {layer: nodes[layer] for layer in layers},
-            )
-            graph.eliminate_dead_code()
-            traced = GraphModule(encoder, graph)
-            traced.delete_all_unused_submodules()
-            return traced
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    return cast(GraphModule, create_feature_extractor(encoder, return_nodes=list(layers)))
-
-
-@torch.no_grad()
-def _put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int) -> None:
-    """Turn the activations that are N×H×W×C, as most of a ConvNeXt, into N×C×H×W.
-
-    What an axis is shows when images get wider.
-
-    Raises: UsageError when the encoder cannot take images of that size, or has activations of another kind.
-    """
-    try:
-        square, wide = (extractor(torch.zeros(1, 3, resolution, width)) for width in (resolution, 2 * resolution))
-    except CANNOT_TAKE as error:
-        raise UsageError(_too_small(encoder, resolution)) from error
-    output = next(node for node in extractor.graph.nodes if node.op == "output")
-    activations = dict(cast(dict[str, Node], output.args[0]))
-    for layer, node in list(activations.items()):
-        shape = square[layer].shape
-        widened = [axis for axis, size in enumerate(shape) if wide[layer].shape[axis] != size]
-        if len(shape) == 4 and widened == [2]:
-            with extractor.graph.inserting_after(node):
-                activations[layer] = extractor.graph.call_method("permute", (node, 0, 3, 1, 2))
-        elif not (len(shape) in (2, 4) and (widened == [3] or (not widened and shape[2:].numel() == 1))):
-            raise UsageError(
-                f"the activation {layer} of the encoder {encoder} is neither a vector nor an image: choose another"
-            )
-    output.args = (activations,)
-    extractor.recompile()
 
 
 @torch.no_grad()
@@ -365,15 +281,6 @@ def _round_to_bfloat16(model: nn.Module) -> None:
     """
     for parameter in model.parameters():
         parameter.copy_(parameter.bfloat16())
-
-
-def _node_names(model: nn.Module) -> list[str]:
-    """Names of what the model computes in evaluation mode, in order."""
-    if isinstance(model, BuiltinEncoder):
-        return [str(node.target) for node in symbolic_trace(model).graph.nodes if node.op == "call_module"]
-    from torchvision.models.feature_extraction import get_graph_node_names
-
-    return cast(list[str], get_graph_node_names(model, suppress_diff_warning=True)[1])
 
 
 def _pooling_early(extractor: GraphModule, pooling: Mapping[str, int], moments: tuple[int, ...]) -> GraphModule:
@@ -403,15 +310,6 @@ def _is_read_once(node: Node, modules: Mapping[str, nn.Module]) -> bool:
 
 def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(pool(activation if moment == 1 else activation.square(), positions) for moment in moments)
-
-
-def _ends_in_relu(graph: Graph, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether every activation that the graph returns is the output of a ReLU."""
-    outputs = cast(dict[str, Node], next(node for node in graph.nodes if node.op == "output").args[0])
-    return all(
-        _ends_in(modules.get(str(node.target)), (nn.ReLU, nn.ReLU6)) or node.target in (torch.relu, functional.relu)
-        for node in outputs.values()
-    )
 
 
 def pool(activation: Tensor, positions: int) -> Tensor:

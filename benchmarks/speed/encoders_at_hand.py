@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torchvision.models import get_model
 
 from dpmepf.shared import feature_map as feature_maps
+from dpmepf.shared.activations import activation_layers
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import FeatureMapDescription
@@ -22,7 +23,7 @@ def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
     if encoder == BUILTIN:
         return build_feature_map(describe_feature_map(resolution=side, channels=channels))
     model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
-    layers = feature_maps._activation_layers(model, encoder)
+    layers = activation_layers(model, encoder)
     chosen = feature_maps.PRESETS["per-layer"]
     description = FeatureMapDescription(
         preset="per-layer",

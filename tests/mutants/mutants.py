@@ -272,6 +272,20 @@ MUTANTS = [
         f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
     ),
     _mutant(
+        "images are whitened by one product, whose order of additions others in the batch may change",
+        "embed/pipeline.py",
+        "exact_float32(), each_image_alone():",
+        "exact_float32():",
+        f"{PIPELINE}::test_features_are_exact_float32_and_each_image_is_whitened_alone",
+    ),
+    _mutant(
+        "on a GPU, features may be by algorithms that are chosen by trying, and of TF32",
+        "embed/pipeline.py",
+        "exact_float32(), each_image_alone():",
+        "each_image_alone():",
+        f"{PIPELINE}::test_features_are_exact_float32_and_each_image_is_whitened_alone",
+    ),
+    _mutant(
         "images that changed places are gone on from, and one is summed twice",
         "embed/pipeline.py",
         "fingerprint + state_of_files(source)",

@@ -15,19 +15,15 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import SqueezeExcitation
 
+from dpmepf.shared.activations import ACTIVATIONS, CANNOT_TAKE, put_channels_first, traced, with_positions
 from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
-    ACTIVATIONS,
-    CANNOT_TAKE,
     PRESETS,
     SHORTEST,
     FeatureMap,
     _JoinedUnits,
     _pooling_early,
-    _put_channels_first,
-    _traced,
-    _with_positions,
     build_feature_map,
     describe_feature_map,
     pool,
@@ -196,7 +192,7 @@ def test_the_built_in_encoder_is_traced_as_torchvision_would_without_importing_i
     encoder, _ = load_encoder(BUILTIN)
     description = describe_feature_map(resolution=28, channels=3)
     layers = (*description.layers, "pool")
-    found, expected = _traced(encoder, layers), create_feature_extractor(encoder, return_nodes=list(layers)).eval()
+    found, expected = traced(encoder, layers), create_feature_extractor(encoder, return_nodes=list(layers)).eval()
     batch = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     for layer, activation in expected(batch).items():
         assert torch.equal(found(batch)[layer], activation)
@@ -343,7 +339,7 @@ def test_features_of_torchvisions_classifiers_are_averages_of_channels(name: str
 def test_activations_that_are_no_images_are_usage_errors() -> None:
     tokens = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, stride=8), torch.nn.Flatten(2), torch.nn.ReLU())
     with pytest.raises(UsageError, match="the activation 2 of the encoder tokens is neither a vector nor an image"):
-        _put_channels_first(_traced(tokens, ("2",)), encoder="tokens", resolution=32)
+        put_channels_first(traced(tokens, ("2",)), encoder="tokens", resolution=32)
 
 
 @pytest.mark.parametrize("error", CANNOT_TAKE)
@@ -355,10 +351,10 @@ def test_an_encoder_of_another_image_size_is_a_usage_error(
     def refuse(images: torch.Tensor) -> None:
         raise error("wrong image height")
 
-    extractor = _traced(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), ("1",))
+    extractor = traced(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), ("1",))
     monkeypatch.setattr(extractor, "forward", refuse)
     with pytest.raises(UsageError, match="the encoder vit_b_16 cannot take 64-pixel images"):
-        _put_channels_first(extractor, encoder="vit_b_16", resolution=64)
+        put_channels_first(extractor, encoder="vit_b_16", resolution=64)
 
 
 def test_the_papers_feature_map_is_all_of_vgg19s_convolutions_each_moment_normalised_together(tmp_path: Path) -> None:
@@ -390,7 +386,7 @@ def test_an_encoder_without_convolutional_activations_is_a_usage_error() -> None
     """A perceptron in place of an encoder; none of torchvision's that takes small images is one."""
     perceptron = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4), torch.nn.ReLU())
     with pytest.raises(UsageError, match="no activation of the encoder perceptron is an image"):
-        _with_positions(perceptron, ("2",), encoder="perceptron", resolution=32)
+        with_positions(perceptron, ("2",), encoder="perceptron", resolution=32)
 
 
 def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path) -> None:

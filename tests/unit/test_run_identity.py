@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,12 @@ IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@example.org")
 
 def test_code_that_is_not_committed_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), *IDENTITY, *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *IDENTITY, *arguments],
+            check=True,
+            capture_output=True,
+            env=os.environ | {"GIT_COMMITTER_DATE": "2026-01-02T04:04:05+01:00"},
+        )
 
     for package in run_identity.PACKAGES:
         (tmp_path / package).mkdir()
@@ -27,6 +33,8 @@ def test_code_that_is_not_committed_is_told_apart(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shared, "__file__", str(tmp_path / "shared" / "__init__.py"))
 
     clean = run_identity.version_of.__wrapped__()
+    assert run_identity.commit_time_of(f"{clean}+0123abcd") == "2026-01-02T03:04:05+00:00"
+    assert run_identity.commit_time_of("0.1.0") == ""
     (tmp_path / "notes").write_text("in no package")
     (tmp_path / "embed" / "NOTE.md").write_text("no code")
     (tmp_path / "embed" / "cache.pyc").write_text("ignored")
