@@ -20,6 +20,7 @@ from dpmepf.artifacts.register import SQLITE_MAGIC
 from dpmepf.artifacts.sensitivity import count_weight_lattice
 
 WINDOW = 8  # neighbouring sums that have to agree: noise hides each but with probability 1/40
+FEWEST_CLASSES = 3  # of two classes, noisy counts are the exact ones in one artifact of 1,400
 IMAGE_BYTES = 16  # neighbouring pixels, or bytes of a compressed image
 BLANK = b"\xff"  # no zero, which makes a number below 256 of the byte before it
 UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -34,6 +35,10 @@ class Secrets:
     sums: np.ndarray
     counts: tuple[int, ...]
     ledger: Ledger
+
+    def __post_init__(self) -> None:
+        if len(self.counts) < FEWEST_CLASSES:
+            raise ValueError(f"{len(self.counts)} classes: noisy counts would equal the exact ones by chance.")
 
     def anywhere(self) -> Iterator[tuple[str, bytes]]:
         """Patterns that appear by chance practically nowhere, noisy numbers included."""

@@ -18,12 +18,12 @@ from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.embed import command
 from dpmepf.embed.summing import ClassSums, ExactSums
 
-CLASSES = ("north", "south")
-COUNTS = (107, 6)
+CLASSES = ("north", "south", "east", "west")
+COUNTS = (107, 9, 7, 6)  # not 5: five times a count's weight is 2^24 - 1, bytes that any noisy numbers hold
 NAMES = ("Anna-Quetzal", "Ward-Zanzibar")
 RECORDS = [
-    (f"{NAMES[0]}-{index}", int(index >= COUNTS[0]), np.random.default_rng(index).integers(0, 256, (28, 28), np.uint8))
-    for index in range(sum(COUNTS))
+    (f"{NAMES[0]}-{index}", int(label), np.random.default_rng(index).integers(0, 256, (28, 28), np.uint8))
+    for index, label in enumerate(np.repeat(range(len(CLASSES)), COUNTS))
 ]
 
 
@@ -126,7 +126,7 @@ TROUBLE: dict[str, Callable[[Path], Path]] = {
     "a truncated tar": lambda root: truncated(write_tar(root / f"{KEY}.tar", [(f"{KEY}.png", ONE * 9)])),
     "a truncated parquet file": lambda root: truncated(write_parquet(root / f"{KEY}.parquet", [ONE])),
     "a label too many in a tar": lambda root: write_tar(
-        root / f"{KEY}.tar", [(f"{KEY}.png", ONE), (f"{KEY}.cls", b"2")]
+        root / f"{KEY}.tar", [(f"{KEY}.png", ONE), (f"{KEY}.cls", b"4")]
     ),
     "a label too many in a parquet file": lambda root: write_parquet(root / f"{KEY}.parquet", [ONE], [KEY]),
     "an image twice": lambda root: write_tar(root / f"{KEY}.tar", [(f"{KEY}.png", ONE)] * 2),
