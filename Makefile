@@ -29,7 +29,7 @@ bench-quality: $(VENV)/.installed
 	$(QUALITY) --table benchmarks/results.jsonl > docs/RESULTS.md
 
 # What should be released, and what made of it? Some three minutes for each of 132 runs; it may be stopped and begun again.
-CHOICES := $(RUN) benchmarks/release_choices.py --log benchmarks/choices.jsonl
+CHOICES := $(RUN) benchmarks/release_choices.py --log benchmarks/choices.jsonl --eps 0.2 --steps 350
 bench-choices: $(VENV)/.installed
 	$(CHOICES) --data ../shared/data/cifar10.zip
 	$(CHOICES) --data ../shared/data/MNIST

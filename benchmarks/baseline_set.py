@@ -7,6 +7,7 @@ from typing import Any
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.pipeline import EmbedSettings, embed_images
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
@@ -15,6 +16,8 @@ from dpmepf.synthesize.pictures import preview_images, write_preview
 from dpmepf.synthesize.sampling import NPZ_FILE, Label, draw_images, images_per_class, write_npz
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.training import train_generator
+
+SECONDS_BETWEEN_SUMS = 1.0
 
 
 def release_and_train(
@@ -27,23 +30,38 @@ def release_and_train(
     delta: float,
     relation: NeighbouringRelation,
     device: str = "cpu",
+    sums: Path | None = None,
 ) -> tuple[Artifact, Generator]:
     """Release the class means of any feature map with the attributes of `dpmepf.shared.feature_map.FeatureMap`, once.
 
+    Args:
+        sums: file in which exact sums are kept, for another release of the same features to go on from.
     Returns: the release, and a generator trained on it.
     """
+    checkpoint = None if sums is None else Checkpoint(path=sums, interval_seconds=SECONDS_BETWEEN_SUMS)
     release = embed_images(
         source,
         schema=schema,
         feature_map=feature_map,
         settings=EmbedSettings(epsilon=epsilon, delta=delta, relation=relation, device=device),
+        checkpoint=checkpoint,
     )
+    if checkpoint is not None:
+        checkpoint.let_go()
     return release, train_generator(release, feature_map, settings, device=device).generator
 
 
-def draw_set(folder: Path, release: Artifact, generator: Generator, *, seed: int, label: Label | None = None) -> Path:
-    """Draw as many images as the release says that there are; return the file of the set, in `folder`."""
-    numbers = images_per_class(release.counts())
+def draw_set(
+    folder: Path,
+    release: Artifact,
+    generator: Generator,
+    *,
+    seed: int,
+    label: Label | None = None,
+    images: int | None = None,
+) -> Path:
+    """Draw `images`, by default as many as the release says that there are; return the file of the set, in `folder`."""
+    numbers = images_per_class(release.counts(), samples=images)
     form = generator.configuration
     shape = (sum(numbers), form.channels, form.resolution, form.resolution)
     write_npz(folder, draw_images(generator, numbers, seed=seed, label=label), release.classes, shape)

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
@@ -56,7 +57,8 @@ DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.item
 
 def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace) -> Record:
     """What a run is of (`quality_log.KEY`), before it is made."""
-    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed)
+    settings = settings_of(choice, seed, options)
+    training = {"preset": options.preset, "steps": settings.steps, "bfloat16": native_bfloat16()}
     return {
         "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
         "method": choice,
@@ -64,29 +66,34 @@ def planned(choice: str, epsilon: float, seed: int, options: argparse.Namespace)
         "epsilon": epsilon,
         "delta": options.delta,
         "seed": seed,
-        "settings": {"preset": options.preset, "steps": settings.steps, "bfloat16": native_bfloat16()},
+        "settings": {**training, "images": options.images},
         "evaluation": "cnn, 1 seed",
         "version": version_of(*OWN_FILES),
     }
 
 
-def settings_of(choice: str, preset: str, seed: int, channels: int) -> SynthesisSettings:
+def settings_of(choice: str, seed: int, options: argparse.Namespace, channels: int = 3) -> SynthesisSettings:
     """The preset's, with what the choice is about."""
-    settings = settings_for(preset, bfloat16=native_bfloat16(), seed=seed)
+    length = {} if options.steps is None else {"steps": options.steps}
+    settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed, **length)
     changes = {} if choice in CHOICES else TRAININGS[choice].changes(settings, channels)
     return dataclasses.replace(settings, **changes)
 
 
-def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
-    """Make the run that `plan` describes; its outcome is added to the plan."""
+def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path) -> Record:
+    """Make the run that `plan` describes; its outcome is added to the plan.
+
+    Args:
+        sums: folder in which exact sums are kept, so that features are embedded for the first release of them alone.
+    """
     begun = time.perf_counter()
     source = open_images(options.data, public=True)
     schema, device = infer_schema(source), choose_device("auto")
     form = Form(schema.resolution, schema.channels)
     choice = plan["method"]
-    features = CHOICES[choice if choice in CHOICES else "default"][1]
-    feature_map = features(form, public_images(options.public, form)).to(device)
-    settings = settings_of(choice, options.preset, plan["seed"], form.channels)
+    released = choice if choice in CHOICES else "default"
+    feature_map = CHOICES[released][1](form, public_images(options.public, form)).to(device)
+    settings = settings_of(choice, plan["seed"], options, form.channels)
     release, generator = release_and_train(
         source,
         settings,
@@ -96,6 +103,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         delta=plan["delta"],
         relation=NeighbouringRelation(plan["relation"]),
         device=str(device),
+        sums=sums / f"{plan['data']}-{released}",
     )
     targets = class_targets(release)
     discriminant = learn_discriminant(
@@ -108,7 +116,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     )
     corrects = discriminant.corrects and (choice in CHOICES or TRAININGS[choice].relabels)
     label = discriminant if corrects else None
-    synthetic = draw_set(folder, release, generator, seed=settings.seed, label=label)
+    synthetic = draw_set(folder, release, generator, seed=settings.seed, label=label, images=options.images)
     minutes = (time.perf_counter() - begun) / 60
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
@@ -129,6 +137,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     }
 
 
+@functools.cache
 def public_images(path: Path, form: Form) -> torch.Tensor:
     """Public images of the same form, uint8 N×C×R×R: every so-many-th, so that all classes are among them."""
     images, _ = load_all(open_images(path, public=True), **dataclasses.asdict(form))
@@ -154,7 +163,7 @@ def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and budget a table with a row for each choice, in the order of `DESCRIPTIONS`."""
     text = []
     ordered = sorted(distinct(records), key=_table_of)
-    for (data, epsilon, delta, preset, steps, extractor, version), group in groupby(ordered, key=_table_of):
+    for (data, epsilon, delta, preset, steps, images, extractor, version), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
         for choice, description in DESCRIPTIONS.items():
@@ -174,8 +183,8 @@ def table(records: Sequence[Record]) -> str:
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
-            f"## {data}, ε = {epsilon:g}, δ = {delta:g} ({preset} preset, {steps:,} steps; {extractor}; "
-            + f"code {version})\n\n"
+            f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
+            + f"{extractor}; code {version}.\n\n"
             + markdown([*head, "labels corrected, of runs"], rows)
             + _missing_of(here)
         )
@@ -188,10 +197,10 @@ def _missing_of(runs: Sequence[Record]) -> str:
     return f"\nNot measured yet: {', '.join(missing)}.\n" if missing else ""
 
 
-def _table_of(run: Record) -> tuple[str, float, float, str, int, str, str]:
+def _table_of(run: Record) -> tuple[str, float, float, str, int, int, str, str]:
     """Runs that differ in these stand in different tables."""
-    training, extractor = run["settings"], run["extractor"].partition(",")[0]
-    return run["data"], run["epsilon"], run["delta"], training["preset"], training["steps"], extractor, run["version"]
+    training = tuple(run["settings"][name] for name in ("preset", "steps", "images"))
+    return run["data"], run["epsilon"], run["delta"], *training, run["extractor"].partition(",")[0], run["version"]
 
 
 def document(records: Sequence[Record]) -> str:
@@ -215,6 +224,8 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
         "--runs", type=int, default=3, help="for each choice and ε: releases and generators of their own"
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick", help="of training")
+    parser.add_argument("--steps", type=int, help="of training, by default the preset's")
+    parser.add_argument("--images", type=int, default=10_000, help="drawn, for the CNN to be trained on")
     parser.add_argument("--keep", type=Path, help="folder for the preview pictures")
     parser.add_argument("--log", type=Path, required=True, help="all runs: those in it are not made again")
     parser.add_argument("--table", action="store_true", help="only print the document of what the log holds")
@@ -233,16 +244,15 @@ def main() -> None:
         return
     keep_freed_memory()
     made = {key_of(record) for record in logged}
-    for seed in range(options.runs):
-        for epsilon in options.eps:
-            for choice in options.choices:
-                plan = planned(choice, epsilon, seed, options)
-                if key_of(plan) in made:
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    record = one_run(plan, options, Path(folder))
-                append_to_log(options.log, record)
-                console.print(json.dumps(record), soft_wrap=True)
+    with tempfile.TemporaryDirectory() as sums:
+        for seed, epsilon, choice in product(range(options.runs), options.eps, options.choices):
+            plan = planned(choice, epsilon, seed, options)
+            if key_of(plan) in made:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                record = one_run(plan, options, Path(folder), Path(sums))
+            append_to_log(options.log, record)
+            console.print(json.dumps(record), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import baseline_set
 import numpy as np
 import pytest
 import release_choices
@@ -15,6 +16,7 @@ from synthesis_stand_ins import small_settings, squares
 from torch import Tensor
 from training_choices import TRAININGS
 
+from dpmepf.embed.summing import ClassSums
 from dpmepf.synthesize import labelling, training
 from dpmepf.synthesize.settings import PRESETS
 from dpmepf.synthesize.targets import ClassTargets
@@ -72,7 +74,8 @@ def test_shares_add_up_to_1() -> None:
 @pytest.mark.parametrize("choice", TRAININGS)
 def test_a_choice_of_training_differs_from_the_default_by_one_thing(choice: str) -> None:
     for preset in PRESETS:
-        ours, default = (release_choices.settings_of(name, preset, 3, 1) for name in (choice, "default"))
+        options = argparse.Namespace(preset=preset, steps=None)
+        ours, default = (release_choices.settings_of(name, 3, options, 1) for name in (choice, "default"))
         assert (ours.seed, ours.steps) == (3, default.steps)
         differing = {field for field, value in ours.to_dict().items() if value != default.to_dict()[field]}
         images_a_step = {"batch_size", "micro_batch_size"}
@@ -91,6 +94,7 @@ def test_relative_noise_is_that_of_the_means_without_their_noise() -> None:
 
 
 def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second release is of the sums that the first one kept, with noise of its own."""
     monkeypatch.setattr(training, "RECALIBRATION_IMAGES", 20)
     monkeypatch.setattr(labelling, "IMAGES", 60)
     monkeypatch.setattr(release_choices, "settings_for", lambda *_, **changes: small_settings(steps=2))
@@ -102,11 +106,23 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     np.savez(tmp_path / "squares.npz", x=x, **sets)
     np.savez(tmp_path / "public.npz", x=x, **sets)
     options = argparse.Namespace(
-        data=tmp_path / "squares.npz", public=tmp_path / "public.npz", preset="quick", delta=1e-5, keep=tmp_path / "k"
+        data=tmp_path / "squares.npz",
+        public=tmp_path / "public.npz",
+        keep=tmp_path / "k",
+        preset="quick",
+        steps=None,
+        images=45,
+        delta=1e-5,
     )
     plan = release_choices.planned("1x1", 50.0, 0, options)
     (tmp_path / "run").mkdir()
-    record = release_choices.one_run(plan, options, tmp_path / "run")
+    (tmp_path / "sums").mkdir()
+    monkeypatch.setattr(baseline_set, "SECONDS_BETWEEN_SUMS", 0.0)
+    again = release_choices.one_run(plan, options, tmp_path / "run", tmp_path / "sums")
+    with monkeypatch.context() as without:
+        without.setattr(ClassSums, "add", None)
+        record = release_choices.one_run(plan, options, tmp_path / "run", tmp_path / "sums")
+    assert record["noise"] != again["noise"]
     assert 0 <= record["class_means"] <= 1
     assert record["dimension"] == 960
     assert (tmp_path / "k" / "squares-1x1-0.png").is_file()
@@ -117,7 +133,12 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     assert "| 50.0 | 0.2500 |" in text
 
 
-@pytest.mark.parametrize("change", [{"delta": 1e-6}, {"extractor": "another"}, {"epsilon": 2.0}, {"version": "b"}])
+SHORTER = {"settings": {"preset": "quick", "steps": 1, "images": 9}}
+
+
+@pytest.mark.parametrize(
+    "change", [{"delta": 1e-6}, {"extractor": "another"}, {"epsilon": 2.0}, {"version": "b"}, SHORTER]
+)
 def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str, object]) -> None:
     run = {
         "data": "squares",
@@ -126,7 +147,7 @@ def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str,
         "epsilon": 1.0,
         "delta": 1e-5,
         "seed": 0,
-        "settings": {"preset": "quick", "steps": 2},
+        "settings": {"preset": "quick", "steps": 2, "images": 9},
         "evaluation": "cnn",
         "version": "a",
         "dimension": 960,
