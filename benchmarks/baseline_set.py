@@ -15,7 +15,7 @@ from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.pictures import preview_images, write_preview
 from dpmepf.synthesize.sampling import NPZ_FILE, Label, draw_images, images_per_class, write_npz
 from dpmepf.synthesize.settings import SynthesisSettings
-from dpmepf.synthesize.training import train_generator
+from dpmepf.synthesize.training import TrainingCallbacks, train_generator
 
 SECONDS_BETWEEN_SUMS = 1.0
 
@@ -31,11 +31,14 @@ def release_and_train(
     relation: NeighbouringRelation,
     device: str = "cpu",
     sums: Path | None = None,
+    callbacks: TrainingCallbacks | None = None,
+    prior: Generator | None = None,
 ) -> tuple[Artifact, Generator]:
     """Release the class means of any feature map with the attributes of `dpmepf.shared.feature_map.FeatureMap`, once.
 
     Args:
         sums: file in which exact sums are kept, for another release of the same features to go on from.
+        callbacks, prior: of training.
     Returns: the release, and a generator trained on it.
     """
     checkpoint = None if sums is None else Checkpoint(path=sums, interval_seconds=SECONDS_BETWEEN_SUMS)
@@ -48,7 +51,8 @@ def release_and_train(
     )
     if checkpoint is not None:
         checkpoint.let_go()
-    return release, train_generator(release, feature_map, settings, device=device).generator
+    trained = train_generator(release, feature_map, settings, device=device, callbacks=callbacks, prior=prior)
+    return release, trained.generator
 
 
 def draw_set(

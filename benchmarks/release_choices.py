@@ -32,7 +32,7 @@ from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
 from run_identity import commit_time_of, machine, version_of
 from synthesis_quality import DATA_NAMES, console, native_bfloat16, scores
-from training_choices import TRAININGS
+from training_choices import AS_BY_DEFAULT, TRAININGS
 
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.shared.allocator import keep_freed_memory
@@ -40,6 +40,7 @@ from dpmepf.shared.devices import choose_device
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
+from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.probe import probe_for
 from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
@@ -47,6 +48,7 @@ from dpmepf.synthesize.targets import ClassTargets, class_targets
 
 TEMPLATE = Path(__file__).with_name("choices.template.md")
 PUBLIC_IMAGES = 5_000
+PRIOR_EPSILON = 1_000.0
 OWN_FILES = [
     f"benchmarks/{name}.py" for name in ("release_choices", "feature_choices", "training_choices", "baseline_set")
 ]
@@ -76,8 +78,7 @@ def settings_of(choice: str, seed: int, options: argparse.Namespace, channels: i
     """The preset's, with what the choice is about."""
     length = {} if options.steps is None else {"steps": options.steps}
     settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed, **length)
-    changes = {} if choice in CHOICES else TRAININGS[choice].changes(settings, channels)
-    return dataclasses.replace(settings, **changes)
+    return dataclasses.replace(settings, **TRAININGS.get(choice, AS_BY_DEFAULT).changes(settings, channels))
 
 
 def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path) -> Record:
@@ -91,6 +92,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path)
     schema, device = infer_schema(source), choose_device("auto")
     form = Form(schema.resolution, schema.channels)
     choice = plan["method"]
+    training = TRAININGS.get(choice, AS_BY_DEFAULT)
     released = choice if choice in CHOICES else "default"
     feature_map = CHOICES[released][1](form, public_images(options.public, form)).to(device)
     settings = settings_of(choice, plan["seed"], options, form.channels)
@@ -104,6 +106,8 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path)
         relation=NeighbouringRelation(plan["relation"]),
         device=str(device),
         sums=sums / f"{plan['data']}-{released}",
+        callbacks=training.callbacks(),
+        prior=public_prior(options.public, form, str(device)) if training.prior else None,
     )
     targets = class_targets(release)
     discriminant = learn_discriminant(
@@ -114,7 +118,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path)
         ridge=settings_for(options.preset).metric_ridge,  # a choice is of training alone
         seed=settings.seed + 1,
     )
-    corrects = discriminant.corrects and (choice in CHOICES or TRAININGS[choice].relabels)
+    corrects = discriminant.corrects and training.relabels
     label = discriminant if corrects else None
     synthetic = draw_set(folder, release, generator, seed=settings.seed, label=label, images=options.images)
     minutes = (time.perf_counter() - begun) / 60
@@ -142,6 +146,23 @@ def public_images(path: Path, form: Form) -> torch.Tensor:
     """Public images of the same form, uint8 N×C×R×R: every so-many-th, so that all classes are among them."""
     images, _ = load_all(open_images(path, public=True), **dataclasses.asdict(form))
     return images[:: max(1, len(images) // PUBLIC_IMAGES)]
+
+
+@functools.cache
+def public_prior(path: Path, form: Form, device: str) -> Generator:
+    """A generator trained on a release of public images, which noise of so large an ε hardly changes."""
+    source = open_images(path, public=True)
+    _, generator = release_and_train(
+        source,
+        settings_for("standard", bfloat16=native_bfloat16()),
+        schema=dataclasses.replace(infer_schema(source), **dataclasses.asdict(form)),
+        feature_map=CHOICES["default"][1](form, torch.empty(0)).to(device),
+        epsilon=PRIOR_EPSILON,
+        delta=1e-5,
+        relation=NeighbouringRelation.ADD_OR_REMOVE_ONE,
+        device=device,
+    )
+    return generator
 
 
 def relative_noise(targets: ClassTargets) -> float:

@@ -19,7 +19,7 @@ from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.shared.processes import SpeakingOnce, joined
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
-from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, public_sentence
+from dpmepf.synthesize.report import REPORT_FILE, prior_sentence, privacy_claim, public_sentence
 from dpmepf.synthesize.request import SynthesisRequest
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
@@ -68,6 +68,13 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     metavar="PATH",
     help="Public images (folder, zip, tar, parquet, IDX or .npz; labels are not used): those that look like a class by "
     "the class means replace up to half of its generated images. Can be repeated.",
+)
+@click.option(
+    "--prior",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Begin with the generator in a folder that dpmepf-synth wrote, as from public images of the same resolution; "
+    "each class begins as the one of that generator's which the class means are nearest to.  [default: random weights]",
 )
 @click.option(
     "--preset",
@@ -128,6 +135,7 @@ def main(
     samples: int | None,
     relabel: bool,
     public: tuple[Path, ...],
+    prior: Path | None,
     preset: str | None,
     device: str,
     encoder_weights: Path | None,
@@ -150,6 +158,7 @@ def main(
         samples=samples,
         relabel=relabel,
         public=public,
+        prior=prior,
         device=device,
         encoder_weights=encoder_weights,
         verify_key=verify_key,
@@ -272,6 +281,8 @@ def _summarise(result: SynthesisResult) -> None:
     if record["public"]:
         console.print(public_sentence(record), soft_wrap=True, markup=False)
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)
+    if record["settings"]["prior"]:
+        console.print(prior_sentence(record), soft_wrap=True)
     for label, name in (
         ("Look at", PREVIEW_FILE),
         ("Training", CURVE_FILE),

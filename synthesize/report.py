@@ -71,6 +71,7 @@ SETTING_NAMES = {
     "vary": "Random changes of images",
     "mean_memory": "Memory of generated means",
     "metric_ridge": "Ridge of the metric",
+    "prior": "Weights begun with (SHA-256)",
     "seed": "Seed",
 }
 
@@ -108,6 +109,14 @@ def public_sentence(record: Mapping[str, Any]) -> str:
     return f"{total:,} of the images are real public ones, not generated, the last of each class: {', '.join(sources)}."
 
 
+def prior_sentence(record: Mapping[str, Any]) -> str:
+    """Say that training began with another generator, and what the claim does not cover therefore."""
+    return (
+        f"Training began with the weights of another generator (SHA-256 {record['settings']['prior']}). If that "
+        "learned from private images, too, the claim does not cover those: add what their release spent."
+    )
+
+
 def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     artifact, output, generator = record["artifact"], record["output"], record["generator"]
     classes: Sequence[Mapping[str, Any]] = record["classes"]
@@ -141,6 +150,8 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         if record["public"]
         else ""
     )
+    if record["settings"]["prior"]:
+        public_note += f"<p>{escape(prior_sentence(record))}</p>"
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
     release = [
         *(

@@ -21,8 +21,10 @@ from dpmepf.shared.image_sources import ImageSource
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint
+from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import TrainingProcesses
+from dpmepf.synthesize.prior import Prior, load_prior, require_fit
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
 from dpmepf.synthesize.training import generator_configuration
@@ -42,6 +44,8 @@ class SynthesisRequest:
         relabel: correct the class that an image was drawn for where the class means say otherwise.
         public: public images, of which those that look like a class take the place of generated ones; with `resume`
             to be named again, as what to draw is no part of a checkpoint.
+        prior: folder of a synthetic data set whose generator training begins with, as one of public images; None:
+            training begins with random weights.
         device: auto, cpu, cuda or cuda:N.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
         verify_key: file of the public key whose signature the artifact has to bear; None: any artifact is taken.
@@ -57,6 +61,7 @@ class SynthesisRequest:
     samples: int | None = None
     relabel: bool = True
     public: Sequence[Path] = ()
+    prior: Path | None = None
     device: str = "auto"
     encoder_weights: Path | None = None
     verify_key: Path | None = None
@@ -79,6 +84,7 @@ class PreparedRun:
         sha256: of its file, in hexadecimal.
         checkpoint: to go on from, if any.
         public: sources of public images, by path.
+        prior: that training begins with, if it begins.
         device: of this process.
         settings: of the training.
         numbers: images of each class to draw.
@@ -89,6 +95,7 @@ class PreparedRun:
     sha256: str
     checkpoint: Checkpoint | None
     public: Mapping[Path, ImageSource]
+    prior: Generator | None
     device: torch.device
     settings: SynthesisSettings
     numbers: tuple[int, ...]
@@ -122,13 +129,18 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
             f"the artifact has {artifact.dimension:,} features per class, but its feature map gives "
             f"{feature_map.dimension:,} by this version of dpmepf: use the version that made it, or have it made again"
         )
-    settings = _settings(request, checkpoint, device)
-    settings = replace(settings, vary=generator_configuration(artifact, settings).varied)
+    prior = load_prior(request.prior, device=device) if request.prior else None
+    settings = _settings(request, checkpoint, prior, device)
+    configuration = generator_configuration(artifact, settings)
+    if prior is not None:
+        require_fit(prior.generator, configuration)
+    settings = replace(settings, vary=configuration.varied)
     run = PreparedRun(
         artifact=artifact,
         sha256=sha256,
         checkpoint=checkpoint,
         public=public,
+        prior=prior.generator if prior and not checkpoint else None,
         device=device,
         settings=settings,
         numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
@@ -155,11 +167,19 @@ def _checkpoint(request: SynthesisRequest, output: OutputFolder, sha256: str) ->
     return checkpoint
 
 
-def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
+def _settings(
+    request: SynthesisRequest, checkpoint: Checkpoint | None, prior: Prior | None, device: torch.device
+) -> SynthesisSettings:
     """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
+    sha256 = prior.sha256 if prior else None
     if checkpoint is None:
         bfloat16 = autocast_dtype(device) is torch.bfloat16
-        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, prior=sha256, **request.overrides)
+    if prior and sha256 != checkpoint.settings.prior:
+        raise UsageError(
+            "the run to resume began with other weights than those of --prior: leave the option out, or begin again "
+            "with --force"
+        )
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)

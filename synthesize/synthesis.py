@@ -138,6 +138,7 @@ def help_to_train(
             device=run.device,
             callbacks=TrainingCallbacks(stop_requested=stop_requested),
             state=run.checkpoint.state if run.checkpoint else None,
+            prior=run.prior,
             processes=processes,
         )
 
@@ -185,6 +186,7 @@ def _train(
             snapshot_seconds=callbacks.snapshot_seconds,
         ),
         state=checkpoint.state if checkpoint else None,
+        prior=run.prior,
         processes=processes,
     )
     return trained, time.monotonic() - began

@@ -22,6 +22,7 @@ from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
+from dpmepf.synthesize.prior import begin_with
 from dpmepf.synthesize.probe import probe_for, with_probe
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
@@ -92,6 +93,7 @@ def train_generator(
     device: str | torch.device = "cpu",
     callbacks: TrainingCallbacks | None = None,
     state: dict[str, Any] | None = None,
+    prior: Generator | None = None,
     processes: TrainingProcesses = ALONE,
 ) -> TrainedGenerator:
     """Train a generator whose images have the class means that `artifact` released.
@@ -106,6 +108,8 @@ def train_generator(
         callbacks: progress, snapshots, a way to stop.
         state: `GeneratorTraining.state_dict()` of an earlier run with the same settings, to go on from; the result
             is that of an uninterrupted run.
+        prior: generator that training begins with, of the form of this one but for its classes, on `device`; None:
+            random weights.
         processes: that train together, each of which calls this with the same artifact, settings and state.
 
     Raises:
@@ -115,7 +119,7 @@ def train_generator(
         UsageError: a batch has fewer images than there are processes.
     """
     callbacks = callbacks or TrainingCallbacks()
-    training = GeneratorTraining(artifact, feature_map, settings, device=device, processes=processes)
+    training = GeneratorTraining(artifact, feature_map, settings, device=device, prior=prior, processes=processes)
     if state is not None:
         training.load_state_dict(state)
     callbacks.on_start(training)
@@ -148,6 +152,7 @@ class GeneratorTraining:
         settings: SynthesisSettings,
         *,
         device: str | torch.device = "cpu",
+        prior: Generator | None = None,
         processes: TrainingProcesses = ALONE,
     ) -> None:
         self.settings = settings
@@ -162,6 +167,10 @@ class GeneratorTraining:
                 "start fewer, or choose a larger --batch-size"
             )
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
+        self.targets = class_targets(artifact)
+        if prior is not None:
+            means = self.targets.means.to(self.device)
+            begin_with(self.generator, prior, means, feature_map, seed=settings.seed)
         # drawn alike in all processes, but for rounding on other hardware
         processes.take_from_first_(list(self.generator.parameters()))
         self.average = AveragedModel(
@@ -169,7 +178,6 @@ class GeneratorTraining:
         )
         share_batch_norm(self.generator, processes)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
-        self.targets = class_targets(artifact)
         probe = probe_for(self.targets, seed=settings.seed)
         if probe is not None:
             self.targets = with_probe(self.targets, probe)

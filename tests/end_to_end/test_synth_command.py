@@ -470,6 +470,34 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     assert_one_sentence(resumed, 2, "has --vary True, not False")
 
 
+def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: Path, tmp_path: Path) -> None:
+    """The other one is not needed to go on; a third is refused, and so is one that draws other images."""
+    prior, out = tmp_path / "prior", tmp_path / "out"
+    assert run(artifact, "--output", prior, *QUICK, "--seed", 7).exit_code == 0
+    begun = run(artifact, "--output", out, *QUICK, "--prior", prior)
+    assert begun.exit_code == 0, begun.stderr
+    digest = hashlib.sha256((prior / "generator.safetensors").read_bytes()).hexdigest()
+    record = json.loads((out / "run.json").read_text())
+    assert record["settings"]["prior"] == digest
+    for place in (begun.stderr, (out / "report.html").read_text("utf-8")):
+        assert f"another generator (SHA-256 {digest}). If that learned from private images" in place
+    assert run(artifact, "--output", tmp_path / "alone", *QUICK).exit_code == 0
+    alone = json.loads((tmp_path / "alone" / "run.json").read_text())
+    assert alone["settings"]["prior"] is None
+    assert alone["losses"]["every_step"][0] != record["losses"]["every_step"][0]
+    longer = run(artifact, "--output", out, "--resume", "--steps", 5, "--samples", 5)
+    assert longer.exit_code == 0, longer.stderr
+    assert json.loads((out / "run.json").read_text())["settings"]["prior"] == digest
+    again = ("--resume", "--steps", 6, "--samples", 5, "--prior")
+    assert run(artifact, "--output", out, *again, prior).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert_one_sentence(run(artifact, "--output", out, *again, tmp_path / "alone"), 2, "began with other weights")
+    assert_one_sentence(run(artifact, "--output", out, "--force", *QUICK, "--prior", tmp_path), 1, "generator")
+    varied = ("--vary", "--prior", prior, "--force")
+    assert_one_sentence(run(artifact, "--output", out, *QUICK, *varied), 2, "--prior: its generator has varied False")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
 def test_an_artifact_whose_feature_map_has_another_length_now_is_refused(artifact: Path, tmp_path: Path) -> None:
     """As of an earlier version of the program."""
     release = read_artifact(artifact)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpmepf.shared.feature_map import Segment
+from dpmepf.synthesize.generator import GeneratorConfiguration
 from dpmepf.synthesize.settings import SynthesisSettings
 
 
@@ -34,6 +35,25 @@ class RandomFeatureMap(nn.Module):
         y = functional.relu(self.second(x))
         parts = [functional.normalize(functional.adaptive_avg_pool2d(z, 2).flatten(1), dim=1) for z in (x, y)]
         return torch.cat(parts, dim=1) / 2**0.5
+
+
+class Spots(nn.Module):
+    """Draws class c as a point at `centres[c]` with Gaussian `spread[c]`, which are its features."""
+
+    def __init__(self, centres: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.centres, self.spread = centres, spread
+        self.configuration = GeneratorConfiguration(
+            class_count=len(centres),
+            resolution=28,
+            channels=1,
+            base_channels=8,
+            second_convolution=False,
+            latent_dimension=centres.shape[1],
+        )
+
+    def forward(self, latents: Tensor, classes: Tensor) -> Tensor:
+        return self.centres[classes] + self.spread[classes, None] * latents
 
 
 @dataclass

@@ -14,11 +14,9 @@ from feature_choices import CHOICES, Form, SecondOrder, builtin
 from quality_log import append_to_log, read_log
 from synthesis_stand_ins import small_settings, squares
 from torch import Tensor
-from training_choices import TRAININGS
 
 from dpmepf.embed.summing import ClassSums
 from dpmepf.synthesize import labelling, training
-from dpmepf.synthesize.settings import PRESETS
 from dpmepf.synthesize.targets import ClassTargets
 
 PUBLIC = 80
@@ -69,17 +67,6 @@ def test_shares_add_up_to_1() -> None:
     assert equal == pytest.approx([1 / 8] * 8)
     late = builtin(form, layers=slice(-2, None), shares=range(1, 9)).description
     assert (late.layer_weights, len(late.pooling)) == (pytest.approx((7 / 15, 8 / 15)), 2)
-
-
-@pytest.mark.parametrize("choice", TRAININGS)
-def test_a_choice_of_training_differs_from_the_default_by_one_thing(choice: str) -> None:
-    for preset in PRESETS:
-        options = argparse.Namespace(preset=preset, steps=None)
-        ours, default = (release_choices.settings_of(name, 3, options, 1) for name in (choice, "default"))
-        assert (ours.seed, ours.steps) == (3, default.steps)
-        differing = {field for field, value in ours.to_dict().items() if value != default.to_dict()[field]}
-        images_a_step = {"batch_size", "micro_batch_size"}
-        assert differing == images_a_step if choice == "large-batches" else len(differing) == TRAININGS[choice].relabels
 
 
 def test_relative_noise_is_that_of_the_means_without_their_noise() -> None:
