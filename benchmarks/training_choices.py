@@ -60,24 +60,24 @@ def weigh_by_signal(training: GeneratorTraining) -> None:
     """Weigh each layer by the share of its class means' squared distances from their centre that is not noise."""
     metric, targets = training.objective.metric, training.targets
     weighted = Weighted(metric.segments, ridge=training.settings.metric_ridge, noise_variance=metric.noise_variance)
-    weighted.weights = signal_weights(metric.segments, targets.means, float(targets.noise_variance.mean()))
-    weighted.weights = weighted.weights.to(training.device)
+    weights = signal_weights(metric.segments, targets.means, float(targets.noise_variance.mean()))
+    weighted.weights = weights.to(training.device)
     training.objective.metric = weighted
 
 
 def signal_weights(segments: Sequence[Segment], means: Tensor, noise_variance: float) -> Tensor:
-    """Of each feature its segment's share of signal, in mean 1: D from noisy class means K×D."""
+    """Of each feature its segment's share of signal, in mean 1: D from noisy class means K×D. Ones, if all is noise."""
     offsets = means - means.mean(dim=0)
     noise = noise_variance * (1 - 1 / len(means))
     weights = torch.empty(means.shape[1])
     for segment in segments:
         found = float(offsets[:, segment.start : segment.stop].square().mean())
-        weights[segment.start : segment.stop] = max(found - noise, 0.0) / found
-    return weights / weights.mean()
+        weights[segment.start : segment.stop] = 1 - noise / found if found > noise else 0.0
+    return weights / weights.mean() if weights.any() else torch.ones_like(weights)
 
 
 class Selection:
-    """Keeps the averaged weights that are nearest to the release, by the privatised loss alone."""
+    """Keeps the averaged weights that are nearest to what is trained towards, by the privatised loss alone."""
 
     def __init__(self) -> None:
         self.distance = float("inf")
@@ -87,13 +87,13 @@ class Selection:
         steps = training.settings.steps
         if training.step not in {round(share * steps) for share in CANDIDATES}:
             return
-        generator = training.averaged_generator()
-        found = distance_to(training.objective.released, generator, training.feature_map)
+        averaged = training.average.module
+        found = distance_to(training.objective.released, training.finished_generator(), training.feature_map)
         if found < self.distance:
             self.distance = found
-            self.kept = {name: tensor.clone() for name, tensor in generator.state_dict().items()}
+            self.kept = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
         if training.step == steps:
-            generator.load_state_dict(self.kept)
+            averaged.load_state_dict(self.kept)
 
 
 @torch.no_grad()

@@ -287,13 +287,13 @@ def _pooling_early(extractor: GraphModule, pooling: Mapping[str, int], moments: 
     """The same encoder, with each activation pooled where it is computed: while it is in the cache, and then forgotten.
 
     All activations of a batch together take more memory than a cache has, several times the pooled ones. For the same
-    reason a ReLU takes the place of the convolution's output that nothing else reads.
+    reason a ReLU may take the place of the convolution's output that nothing else reads.
     """
     graph = copy.deepcopy(extractor.graph)
     modules = dict(extractor.named_modules())
     for node in graph.nodes:
         if isinstance(modules.get(str(node.target)), nn.ReLU) and _is_read_once(node.args[0], modules):
-            node.op, node.target, node.kwargs = "call_function", functional.relu, {"inplace": True}
+            node.op, node.target, node.kwargs = "call_function", _rectified, {}
     output = next(node for node in graph.nodes if node.op == "output")
     pooled: dict[str, Node] = {}
     for layer, activation in cast(dict[str, Node], output.args[0]).items():
@@ -306,6 +306,11 @@ def _pooling_early(extractor: GraphModule, pooling: Mapping[str, int], moments: 
 def _is_read_once(node: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node is a convolution, whose gradient does not need its output, and only the one node takes that."""
     return isinstance(modules.get(str(node.target)), nn.Conv2d) and len(node.users) == 1
+
+
+def _rectified(output: Tensor) -> Tensor:
+    """ReLU, in the place of its argument where that spares memory; with gradients it is the slower of the two."""
+    return functional.relu(output, inplace=not torch.is_grad_enabled())
 
 
 def _pooled_moments(activation: Tensor, positions: int, moments: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -339,7 +344,10 @@ class _BlockMean(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows, columns = context.block
-        shared = (gradient / (rows * columns)).contiguous(memory_format=torch.channels_last)
+        shared = gradient / (rows * columns)
+        if shared.shape[-2:] == (1, 1):
+            return shared.expand(-1, -1, rows, columns), None, None
+        shared = shared.contiguous(memory_format=torch.channels_last)
         return functional.interpolate(shared, scale_factor=(rows, columns), mode="nearest"), None, None
 
 

@@ -9,6 +9,7 @@
     parallel        TrainingProcesses: several processes, one generator; batch_norm
     labelling       MeanDiscriminant, learn_discriminant; refining
     probe           draw_probe, with_probe, NoiseProbe
+    prior           load_prior, begin_with
     public_images   open_public_images, choose_public_images
     checkpoint      save_checkpoint, load_checkpoint
     sampling        images_per_class, draw_images, write_image_folders, write_npz, class_folder_names

@@ -33,12 +33,14 @@ class Checkpoint:
         settings: of the run.
         state: `GeneratorTraining.state_dict()`.
         seconds: time trained so far.
+        prior: origin of the generator that it began with, if any (`Prior`).
     """
 
     artifact_sha256: str
     settings: SynthesisSettings
     state: dict[str, Any]
     seconds: float
+    prior: dict[str, Any] | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -49,6 +51,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "settings": checkpoint.settings.to_dict(),
         "state": checkpoint.state,
         "seconds": checkpoint.seconds,
+        "prior": checkpoint.prior,
     }
     buffer = io.BytesIO()  # so that a full disk is an OSError, which torch's own writer would hide
     torch.save(content, buffer)
@@ -72,6 +75,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             settings=SynthesisSettings.from_dict(content["settings"]),
             state=content["state"],
             seconds=float(content["seconds"]),
+            prior=content.get("prior"),
         )
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged: begin again with --force") from error

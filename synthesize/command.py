@@ -73,8 +73,9 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "--prior",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Begin with the generator in a folder that dpmepf-synth wrote, as from public images of the same resolution; "
-    "each class begins as the one of that generator's which the class means are nearest to.  [default: random weights]",
+    help="Begin with the generator in a folder that dpmepf-synth wrote, of public images of the same resolution and "
+    "colour: each class as that one of its classes which the class means are nearest to. Of private images, what they "
+    "spent counts, too.  [default: random weights]",
 )
 @click.option(
     "--preset",
@@ -281,8 +282,8 @@ def _summarise(result: SynthesisResult) -> None:
     if record["public"]:
         console.print(public_sentence(record), soft_wrap=True, markup=False)
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)
-    if record["settings"]["prior"]:
-        console.print(prior_sentence(record), soft_wrap=True)
+    if record["prior"]:
+        console.print(prior_sentence(record["prior"]), soft_wrap=True, markup=False)
     for label, name in (
         ("Look at", PREVIEW_FILE),
         ("Training", CURVE_FILE),

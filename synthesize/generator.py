@@ -233,7 +233,7 @@ def load_generator(folder: Path, *, device: str | torch.device = "cpu") -> tuple
         classes = tuple(str(name) for name in description["classes"])
         generator = Generator(configuration)
         generator.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise GeneratorError(
             f"{folder} lacks {Path(error.filename or WEIGHTS_FILE).name}: give a folder that dpmepf-synth wrote"
         ) from error

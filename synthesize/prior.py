@@ -4,16 +4,17 @@ Trained by the same objective on a release of public images, it has learned what
 The parameters that all classes share are taken as they are. Those of a class are taken from the class of the other
 generator whose images' mean features are nearest to the released mean.
 
-Only the release and the other generator enter: post-processing of both. If that one learned from private images, too,
-what their release spent counts for what is drawn here (the report says so).
+Only the release and the other generator enter: post-processing of both. What the other one learned from counts, too,
+for what is drawn: its releases are named in the record and the report.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +22,28 @@ from torch import Tensor, nn
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.generator import WEIGHTS_FILE, Generator, GeneratorConfiguration, load_generator
+from dpmepf.synthesize.output_folder import RUN_FILE
 
 if TYPE_CHECKING:
     from dpmepf.synthesize.training import FeatureFunction
 
 IMAGES, FEWEST_OF_CLASS = 5_000, 16
 BATCH = 200
+_OF_RELEASE = {"release_id": str, "dataset_name": str, "epsilon": float, "delta": float}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Another generator. sha256: of the file of its weights, in hexadecimal."""
+    """Another generator.
+
+    Fields:
+        generator: ready to draw.
+        origin: `sha256` of the file of its weights, in hexadecimal, and `releases`, what it learned from: a list of
+            release_id, dataset_name, epsilon and delta, those of its own prior included; None: unknown.
+    """
 
     generator: Generator
-    sha256: str
+    origin: dict[str, Any]
 
 
 def load_prior(folder: Path, *, device: str | torch.device) -> Prior:
@@ -43,7 +52,19 @@ def load_prior(folder: Path, *, device: str | torch.device) -> Prior:
     Raises: GeneratorError: it is missing or damaged.
     """
     generator, _ = load_generator(folder, device=device)
-    return Prior(generator=generator, sha256=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest())
+    sha256 = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    return Prior(generator=generator, origin={"sha256": sha256, "releases": _releases(folder)})
+
+
+def _releases(folder: Path) -> list[dict[str, Any]] | None:
+    """What the record in `folder` says that its generator learned from; None where it does not say all."""
+    try:
+        record = json.loads((folder / RUN_FILE).read_text("utf-8"))
+        earlier = record["prior"]["releases"] if record["prior"] else []
+        releases = record["artifact"]["releases"] + earlier
+        return [{name: kind(one[name]) for name, kind in _OF_RELEASE.items()} for one in releases]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def require_fit(prior: Generator, configuration: GeneratorConfiguration) -> None:
@@ -60,17 +81,21 @@ def require_fit(prior: Generator, configuration: GeneratorConfiguration) -> None
 
 @torch.no_grad()
 def begin_with(
-    generator: Generator, prior: Generator, released_means: Tensor, features_of: FeatureFunction, *, seed: int
+    generator: Generator, prior: Generator, means: Tensor, features_of: FeatureFunction, *, seed: int
 ) -> None:
     """Give `generator` the weights of the prior.
 
     Args:
-        generator: of the same form as the prior's, but for its classes; on the same device.
-        released_means: K×D, of the classes of `generator`.
+        generator: on the prior's device.
+        prior: in evaluation mode.
+        means: K×D, of the classes of `generator`, that it is to be trained towards.
         features_of: the feature map, N×C×R×R -> N×D.
         seed: of the images that the prior draws.
+
+    Raises: UsageError: the two differ by more than their classes.
     """
-    chosen = nearest_classes(prior, released_means, features_of, seed=seed)
+    require_fit(prior, generator.configuration)
+    chosen = nearest_classes(prior, means, features_of, seed=seed)
     weights = generator.state_dict()
     by_class = {f"{name}.weight" for name, module in generator.named_modules() if isinstance(module, nn.Embedding)}
     for name, found in prior.state_dict().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -26,6 +26,7 @@ def run_record(
     numbers: tuple[int, ...],
     *,
     public: Sequence[ChosenImages],
+    prior: Mapping[str, Any] | None,
     file: str,
     image_format: str,
     relabelled: bool,
@@ -41,6 +42,7 @@ def run_record(
         trained: its result.
         numbers: images of each class in the data set.
         public: which of them, the last ones of each class, are public images.
+        prior: origin of the generator that training began with, if any (`Prior`).
         file: name of the artifact's file.
         image_format: `folder` or `npz`.
         relabelled: whether the class means corrected the classes that images were drawn for.
@@ -95,6 +97,7 @@ def run_record(
             "random_changes": generator.variation.mean_sizes() if generator.variation else None,
         },
         "output": {"format": image_format, "images": sum(numbers), "relabelled": relabelled},
+        "prior": prior,
         "public": [
             {
                 "path": str(part.path),

@@ -71,7 +71,6 @@ SETTING_NAMES = {
     "vary": "Random changes of images",
     "mean_memory": "Memory of generated means",
     "metric_ridge": "Ridge of the metric",
-    "prior": "Weights begun with (SHA-256)",
     "seed": "Seed",
 }
 
@@ -109,11 +108,16 @@ def public_sentence(record: Mapping[str, Any]) -> str:
     return f"{total:,} of the images are real public ones, not generated, the last of each class: {', '.join(sources)}."
 
 
-def prior_sentence(record: Mapping[str, Any]) -> str:
-    """Say that training began with another generator, and what the claim does not cover therefore."""
+def prior_sentence(prior: Mapping[str, Any]) -> str:
+    """Say of `record["prior"]` what it learned from, and what the claim does not cover therefore."""
+    releases = [
+        f"release {one['release_id']} of “{one['dataset_name']}” (ε = {one['epsilon']:g}, δ = {one['delta']:g})"
+        for one in prior["releases"] or ()
+    ]
     return (
-        f"Training began with the weights of another generator (SHA-256 {record['settings']['prior']}). If that "
-        "learned from private images, too, the claim does not cover those: add what their release spent."
+        f"Training began with the weights of another generator (SHA-256 {prior['sha256']}), which learned from "
+        f"{', '.join(releases) or 'what its folder does not say'}. That is beside the claim: it counts, too, unless it "
+        "is of public images."
     )
 
 
@@ -150,8 +154,8 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         if record["public"]
         else ""
     )
-    if record["settings"]["prior"]:
-        public_note += f"<p>{escape(prior_sentence(record))}</p>"
+    prior_note = f"<p>{escape(prior_sentence(record['prior']))}</p>\n" if record["prior"] else ""
+    used = "but what was released" + (" and that other generator" if record["prior"] else "")
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
     release = [
         *(
@@ -190,7 +194,7 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
 <main>
 <h1>{escape(title)}</h1>
 <p>{escape(privacy_claim(artifact))}</p>
-<p class="soft">Training the generator and drawing images used nothing but what was released, so they cost no
+{prior_note}<p class="soft">Training the generator and drawing images used nothing {used}, so they cost no
 further privacy. {escape(schema_note)}</p>
 <div class="tiles">{_tiles(tiles)}</div>
 <section>

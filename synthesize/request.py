@@ -85,6 +85,7 @@ class PreparedRun:
         checkpoint: to go on from, if any.
         public: sources of public images, by path.
         prior: that training begins with, if it begins.
+        origin: of the generator that training begins or began with, if any (`Prior`).
         device: of this process.
         settings: of the training.
         numbers: images of each class to draw.
@@ -96,6 +97,7 @@ class PreparedRun:
     checkpoint: Checkpoint | None
     public: Mapping[Path, ImageSource]
     prior: Generator | None
+    origin: dict[str, Any] | None
     device: torch.device
     settings: SynthesisSettings
     numbers: tuple[int, ...]
@@ -130,7 +132,8 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
             f"{feature_map.dimension:,} by this version of dpmepf: use the version that made it, or have it made again"
         )
     prior = load_prior(request.prior, device=device) if request.prior else None
-    settings = _settings(request, checkpoint, prior, device)
+    origin = _origin(prior, checkpoint)
+    settings = _settings(request, checkpoint, device)
     configuration = generator_configuration(artifact, settings)
     if prior is not None:
         require_fit(prior.generator, configuration)
@@ -141,6 +144,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         checkpoint=checkpoint,
         public=public,
         prior=prior.generator if prior and not checkpoint else None,
+        origin=origin,
         device=device,
         settings=settings,
         numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
@@ -153,7 +157,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
 def _fingerprint(run: PreparedRun) -> bytes:
     """SHA-256 of what the processes of a training have to agree in."""
     losses = run.checkpoint.state.get("losses") if run.checkpoint else None
-    parts = [run.sha256, run.settings.to_dict(), losses, run.device.type, torch.__version__]
+    parts = [run.sha256, run.settings.to_dict(), losses, run.origin, run.device.type, torch.__version__]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 
@@ -167,19 +171,22 @@ def _checkpoint(request: SynthesisRequest, output: OutputFolder, sha256: str) ->
     return checkpoint
 
 
-def _settings(
-    request: SynthesisRequest, checkpoint: Checkpoint | None, prior: Prior | None, device: torch.device
-) -> SynthesisSettings:
-    """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
-    sha256 = prior.sha256 if prior else None
+def _origin(prior: Prior | None, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     if checkpoint is None:
-        bfloat16 = autocast_dtype(device) is torch.bfloat16
-        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, prior=sha256, **request.overrides)
-    if prior and sha256 != checkpoint.settings.prior:
+        return prior.origin if prior else None
+    if prior and prior.origin["sha256"] != (checkpoint.prior or {}).get("sha256"):
         raise UsageError(
             "the run to resume began with other weights than those of --prior: leave the option out, or begin again "
             "with --force"
         )
+    return checkpoint.prior
+
+
+def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
+    """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
+    if checkpoint is None:
+        bfloat16 = autocast_dtype(device) is torch.bfloat16
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)

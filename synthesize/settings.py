@@ -45,7 +45,6 @@ class SynthesisSettings:
             that images are repelled from, in [0, 1); 0: only the batch itself.
         metric_ridge: how far the metric is from dividing each direction of the features by its variance within
             classes, as a share of the mean variance, above 0; the larger, the closer to Euclidean.
-        prior: SHA-256, in hexadecimal, of the weights of the generator that training begins with; None: random weights.
         seed: of initial weights and latent vectors; everything here is post-processing, so a seed is harmless.
     """
 
@@ -63,7 +62,6 @@ class SynthesisSettings:
     vary: bool | None = None
     mean_memory: float = 0.0
     metric_ridge: float = 0.3
-    prior: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -76,7 +76,8 @@ def synthesise(
 
     Of several `processes` this is for the first, which alone writes; the others `help_to_train`.
 
-    Guarantee: post-processing; reads no private data, so the release's (ε, δ) is that of everything written.
+    Guarantee: post-processing; reads no private data, so the release's (ε, δ) is that of everything written, with what
+    a prior's own releases spent (`SynthesisRequest.prior`).
 
     Raises:
         DpmepfError: an unusable artifact, encoder, setting, device, output folder or set of public images, or another
@@ -101,6 +102,7 @@ def synthesise(
             trained,
             run.numbers,
             public=chosen,
+            prior=run.origin,
             file=request.artifact.name,
             image_format=request.image_format,
             relabelled=relabelled,
@@ -168,7 +170,10 @@ def _train(
         seconds = time.monotonic() - began
         state = training.state_dict()
         save_checkpoint(
-            folder, Checkpoint(artifact_sha256=run.sha256, settings=run.settings, state=state, seconds=seconds)
+            folder,
+            Checkpoint(
+                artifact_sha256=run.sha256, settings=run.settings, state=state, seconds=seconds, prior=run.origin
+            ),
         )
         write_preview(folder, preview_images(training.averaged_generator()), run.artifact.classes)
         write_curve(folder, training.losses)

@@ -98,7 +98,8 @@ def train_generator(
 ) -> TrainedGenerator:
     """Train a generator whose images have the class means that `artifact` released.
 
-    Guarantee: post-processing; reads nothing but the artifact, so the release's (ε, δ) is unchanged.
+    Guarantee: post-processing; reads nothing but the artifact and the prior, so the release's (ε, δ) is unchanged. What
+    the prior learned from counts, too.
 
     Args:
         artifact: the release.
@@ -168,6 +169,9 @@ class GeneratorTraining:
             )
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
         self.targets = class_targets(artifact)
+        probe = probe_for(self.targets, seed=settings.seed)
+        if probe is not None:
+            self.targets = with_probe(self.targets, probe)
         if prior is not None:
             means = self.targets.means.to(self.device)
             begin_with(self.generator, prior, means, feature_map, seed=settings.seed)
@@ -178,9 +182,6 @@ class GeneratorTraining:
         )
         share_batch_norm(self.generator, processes)
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate, betas=ADAM_BETAS)
-        probe = probe_for(self.targets, seed=settings.seed)
-        if probe is not None:
-            self.targets = with_probe(self.targets, probe)
         noise_variance = float(np.median(self.targets.noise_variance))
         self.noisy = self.targets.means.shape[1] * noise_variance > NOISY
         self.objective = MeanEmbeddingObjective(

@@ -478,16 +478,19 @@ def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: 
     assert begun.exit_code == 0, begun.stderr
     digest = hashlib.sha256((prior / "generator.safetensors").read_bytes()).hexdigest()
     record = json.loads((out / "run.json").read_text())
-    assert record["settings"]["prior"] == digest
+    learned_from = json.loads((prior / "run.json").read_text())["artifact"]["releases"]
+    assert record["prior"] == {"sha256": digest, "releases": learned_from}
     for place in (begun.stderr, (out / "report.html").read_text("utf-8")):
-        assert f"another generator (SHA-256 {digest}). If that learned from private images" in place
+        assert f"(SHA-256 {digest}), which learned from release {learned_from[0]['release_id']} of" in place
+        assert "That is beside the claim" in place
     assert run(artifact, "--output", tmp_path / "alone", *QUICK).exit_code == 0
     alone = json.loads((tmp_path / "alone" / "run.json").read_text())
-    assert alone["settings"]["prior"] is None
+    assert alone["prior"] is None
+    assert "another generator" not in (tmp_path / "alone" / "report.html").read_text("utf-8")
     assert alone["losses"]["every_step"][0] != record["losses"]["every_step"][0]
     longer = run(artifact, "--output", out, "--resume", "--steps", 5, "--samples", 5)
     assert longer.exit_code == 0, longer.stderr
-    assert json.loads((out / "run.json").read_text())["settings"]["prior"] == digest
+    assert json.loads((out / "run.json").read_text())["prior"] == record["prior"]
     again = ("--resume", "--steps", 6, "--samples", 5, "--prior")
     assert run(artifact, "--output", out, *again, prior).exit_code == 0
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}

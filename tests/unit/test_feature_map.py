@@ -24,6 +24,7 @@ from dpmepf.shared.feature_map import (
     FeatureMap,
     _JoinedUnits,
     _pooling_early,
+    _rectified,
     build_feature_map,
     describe_feature_map,
     pool,
@@ -183,9 +184,11 @@ def test_a_relu_overwrites_only_what_nothing_else_reads() -> None:
     batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = traced(batch)
     pooling = _pooling_early(traced, {"relu1": 4, "relu2": 4}, (1,))
-    assert sum(node.kwargs.get("inplace", False) for node in pooling.graph.nodes) == 1
-    for layer, (found,) in pooling(batch).items():
-        assert torch.equal(found, pool(expected[layer], 4))
+    assert sum(node.target is _rectified for node in pooling.graph.nodes) == 1
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for layer, (found,) in pooling(batch).items():
+                assert torch.equal(found, pool(expected[layer], 4))
 
 
 def test_the_built_in_encoder_is_traced_as_torchvision_would_without_importing_it() -> None:

@@ -80,6 +80,7 @@ def record(**artifact: Any) -> dict[str, Any]:
         "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000, "random_changes": None},
         "output": {"format": "folder", "images": 42, "relabelled": True},
         "public": [],
+        "prior": None,
         "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0, "public_images": 0}],
         "timings": {
             "training_seconds": 61.0,

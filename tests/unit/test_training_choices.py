@@ -14,7 +14,7 @@ import training_choices
 from feature_choices import Form
 from synthesis_stand_ins import RandomFeatureMap, Spots, release_of_squares, small_settings, squares
 from torch import Tensor
-from training_choices import TRAININGS, Selection, distance_to, signal_weights, weigh_by_signal
+from training_choices import TRAININGS, distance_to, signal_weights
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize import training
@@ -50,13 +50,14 @@ def test_a_layer_that_is_all_noise_weighs_nothing() -> None:
     assert weights.mean() == pytest.approx(1)
     assert len(weights[:4000].unique()) == 1
     assert float(weights[4000:].max()) < 0.1 * float(weights[0])
+    assert torch.equal(signal_weights(segments, torch.zeros(10, 8000) + torch.eye(10, 8000), 1.0), torch.ones(8000))
 
 
 def test_weights_are_those_of_the_gradient() -> None:
     features_of = RandomFeatureMap()
     begun = GeneratorTraining(release_of_squares(features_of, noise_std=0.5), features_of, small_settings())  # type: ignore[arg-type]
     plain = begun.objective.metric
-    weigh_by_signal(begun)
+    TRAININGS["signal-weights"].callbacks().on_start(begun)
     weighted = begun.objective.metric
     vectors = torch.randn(5, features_of.dimension, generator=torch.Generator().manual_seed(0))
     for metric in (plain, weighted):
@@ -80,11 +81,11 @@ def test_the_weights_that_are_kept_are_those_nearest_to_the_release(monkeypatch:
     distances = iter([5.0, 4.0, 3.0, 1.0, 2.0, 6.0])
     monkeypatch.setattr(training_choices, "distance_to", lambda *_: next(distances))
     features_of, averages = RandomFeatureMap(), {}
-    selection = Selection()
+    callbacks = TRAININGS["selected"].callbacks()
 
     def look(begun: GeneratorTraining) -> None:
         averages[begun.step] = {n: p.clone() for n, p in begun.averaged_generator().named_parameters()}
-        selection.look(begun)
+        callbacks.on_step(begun)
 
     found = train_generator(
         release_of_squares(features_of),  # type: ignore[arg-type]
