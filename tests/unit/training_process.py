@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,8 +24,9 @@ from dpmepf.shared.processes import joined
 from dpmepf.synthesize import batch_norm
 from dpmepf.synthesize import training as training_module
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from dpmepf.synthesize.generator import build_generator
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
-from dpmepf.synthesize.training import GeneratorTraining, TrainingCallbacks, train_generator
+from dpmepf.synthesize.training import GeneratorTraining, TrainingCallbacks, generator_configuration, train_generator
 
 STEPS = 20
 
@@ -34,13 +35,14 @@ STEPS = 20
 class Case:
     """A training: of how many classes, its settings beside those of `small_settings`, and whether it denoises means.
 
-    Images of 3 channels are varied.
+    Images of 3 channels are varied. It begins with a generator of `prior_classes`, if any.
     """
 
     class_count: int
     settings: dict[str, Any]
     denoised: bool = False
     channels: int = 1
+    prior_classes: int = 0
 
 
 # 15 and 8 images: shares of 7 and 8; of 2, 3 and 3; of 3, 4, 4 and 4.
@@ -49,6 +51,7 @@ CASES = {
     "in turns": Case(7, {"batch_size": 10, "micro_batch_size": 3, "mean_memory": 0.5, "second_convolution": True}),
     "denoised": Case(3, {"batch_size": 15}, denoised=True),
     "in colour": Case(3, {"batch_size": 15}, channels=3),
+    "with a prior": Case(3, {"batch_size": 15}, prior_classes=5),
 }
 
 
@@ -117,13 +120,17 @@ def trained(
     feature_map: Any = RandomFeatureMap(case.channels)
     release: Any = release_of_squares(feature_map, class_count=case.class_count, noise_std=0.2)
     settings = small_settings(steps=STEPS, learning_rate=1e-3, **case.settings)
+    prior = None
+    if case.prior_classes:
+        configuration = replace(generator_configuration(release, settings), class_count=case.prior_classes)
+        prior = build_generator(configuration, seed=9, device="cpu").eval()
     with mock.patch.multiple(
         training_module,
         autocast=lambda device: nullcontext(),
         NOISY=0.0 if case.denoised else math.inf,
         DENOISING_IMAGES=40,
     ):
-        training = GeneratorTraining(release, feature_map, settings, processes=processes)
+        training = GeneratorTraining(release, feature_map, settings, prior=prior, processes=processes)
         if state is not None:
             training.load_state_dict(state)
         plant(training)
