@@ -28,7 +28,7 @@ bench-quality: $(VENV)/.installed
 	$(QUALITY) --data ../shared/data/cifar10.zip $(RUNS)
 	$(QUALITY) --table benchmarks/results.jsonl > docs/RESULTS.md
 
-# What should be released, and what made of it? Some three minutes for each of 132 runs; it may be stopped and begun again.
+# What should be released, and what made of it? Some three minutes for each of 150 runs; it may be stopped and begun again.
 CHOICES := $(RUN) benchmarks/release_choices.py --log benchmarks/choices.jsonl --eps 0.2 --steps 350
 bench-choices: $(VENV)/.installed
 	$(CHOICES) --data ../shared/data/cifar10.zip

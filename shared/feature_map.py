@@ -330,7 +330,7 @@ def pool(activation: Tensor, positions: int) -> Tensor:
 
 
 class _BlockMean(torch.autograd.Function):
-    """Mean over blocks of rows×columns, with a gradient that is one enlargement.
+    """Mean over blocks of rows×columns, with a gradient that is one enlargement, or of one block a view.
 
     PyTorch's own gradient of average pooling leaves and re-enters the channels-last layout, which took a quarter of
     a training step on a CPU.

@@ -8,6 +8,7 @@ search sees the counts of three classes in noisy ones with a probability of 2e-5
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable
@@ -214,6 +215,11 @@ def test_what_is_said_does_not_depend_on_the_records(ended: Callable[[str], Run]
 
     for stream in ("stdout", "stderr"):
         assert said("a release", stream) == said("another data set", stream) != ""
+
+
+def test_two_classes_are_too_few_to_tell_exact_counts_from_noisy_ones(secrets: Secrets) -> None:
+    with pytest.raises(ValueError, match="2 classes"):
+        dataclasses.replace(secrets, counts=secrets.counts[:2])
 
 
 def test_the_canaries_are_on_the_lattice_that_the_scan_assumes(secrets: Secrets) -> None:

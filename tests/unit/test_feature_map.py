@@ -104,9 +104,16 @@ def test_features_can_be_differentiated_with_respect_to_the_image() -> None:
     assert not any(parameter.requires_grad for parameter in feature_map.parameters())
 
 
-def test_the_gradient_of_pooling_is_that_of_average_pooling() -> None:
+@pytest.mark.parametrize("positions", [1, 2, 4])
+def test_the_gradient_of_pooling_is_that_of_average_pooling(positions: int) -> None:
     activation = torch.rand(2, 3, 8, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: pool(x, 4), activation)
+    assert torch.autograd.gradcheck(lambda x: pool(x, positions), activation)
+
+
+def test_the_gradient_of_an_average_over_the_image_is_not_written_out() -> None:
+    activation = torch.rand(2, 3, 8, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pool(activation, 1).sum(), activation)
+    assert gradient.stride()[2:] == (0, 0)
 
 
 def test_folding_batch_norm_leaves_the_features_as_they_were() -> None:
