@@ -6,6 +6,7 @@ A source can be pickled to a worker process of any start method; it opens its fi
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -32,6 +33,7 @@ from dpmepf.shared.image_decoding import (
 )
 from dpmepf.shared.image_errors import LabelError
 
+HEADER_BYTES = 2**16  # read of an image for its header; all of it only where a header is longer, or says less
 OUT_OF_RANGE = "its values leave [0, 1]; an array holds uint8, or floats from 0 to 1"
 
 
@@ -106,7 +108,8 @@ class ImageFiles(Protocol):
 
     root: Path
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, size: int = -1) -> bytes:
+        """An image, or no more than its first `size` bytes."""
 
     def file(self, name: str) -> Path: ...
 
@@ -126,13 +129,14 @@ class FolderFiles:
     def directory(self) -> bytes:
         return b""
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int = -1) -> bytes:
         path = self.root / name
         if not path.is_file():  # a pipe or device would block for ever
             raise DecodingError(NO_ACCESS)
         if path.stat().st_size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
 
 
 class ZipMembers:
@@ -157,11 +161,12 @@ class ZipMembers:
             self._opened = (os.getpid(), zipfile.ZipFile(self.root))
         return self._opened[1]
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int = -1) -> bytes:
         archive = self._archive()
         if archive.getinfo(name).file_size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
-        return archive.read(name)
+        with archive.open(name) as member:
+            return member.read(size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "_opened": None}
@@ -194,7 +199,12 @@ class EncodedImageSource(ImageSource):
         return decode_image(self._bytes(index), at_least=at_least)
 
     def header(self, index: int) -> ImageHeader:
-        return read_header(self._bytes(index))
+        beginning = self._bytes(index, HEADER_BYTES)
+        if len(beginning) == HEADER_BYTES:  # most likely there is more
+            with contextlib.suppress(DecodingError):
+                return read_header(beginning)
+            beginning = self._bytes(index)
+        return read_header(beginning)
 
     def location(self, index: int) -> str:
         place = f"{self.members.root}/{self.names[index]}"
@@ -203,9 +213,9 @@ class EncodedImageSource(ImageSource):
     def file(self, index: int) -> Path:
         return self.members.file(self.names[index])
 
-    def _bytes(self, index: int) -> bytes:
+    def _bytes(self, index: int, size: int = -1) -> bytes:
         try:
-            return self.members.read(self.names[index])
+            return self.members.read(self.names[index], size)
         except (DecodingError, MemoryError, DpmepfError):  # of a whole container: it must not pass for one image's
             raise
         except OSError:

@@ -127,7 +127,7 @@ class ParquetRows:
     def directory(self) -> bytes:
         return self._footers
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int = -1) -> bytes:
         shard, _, number = name.rpartition("/")
         if self._process != os.getpid():
             self._forget()
@@ -145,7 +145,7 @@ class ParquetRows:
             data = images[row - self._starts[group]]
         if data is None:  # an image that lies elsewhere, or none
             raise DecodingError(NO_ACCESS)
-        return data
+        return data if size < 0 else data[:size]
 
     def _read_group(self, shard: str, group: int) -> list[bytes | None]:
         path = self.root / shard

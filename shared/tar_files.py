@@ -135,15 +135,16 @@ class TarMembers:
             digest.update(places.tobytes())
         return digest.digest()
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, size: int = -1) -> bytes:
         place = self._names[name]
-        size = self._index.sizes[place]
-        if size > LARGEST_FILE:
+        whole = self._index.sizes[place]
+        if whole > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
+        expected = whole if size < 0 else min(size, whole)
         with self.file(name).open("rb") as file:
             file.seek(self._index.starts[place])
-            data = file.read(size)
-        if len(data) < size:  # cut since it was indexed
+            data = file.read(expected)
+        if len(data) < expected:  # cut since it was indexed
             raise DecodingError(NO_ACCESS)
         return data
 

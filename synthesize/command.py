@@ -113,6 +113,13 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
+    "--compile/--no-compile",
+    "compiling",
+    default=False,
+    show_default=True,
+    help="Train through an encoder that torch.compile made, for which it needs a minute and a C++ compiler or Triton.",
+)
+@click.option(
     "--encoder-weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -139,6 +146,7 @@ def main(
     prior: Path | None,
     preset: str | None,
     device: str,
+    compiling: bool,
     encoder_weights: Path | None,
     verify_key: Path | None,
     resume: bool,
@@ -161,6 +169,7 @@ def main(
         public=public,
         prior=prior,
         device=device,
+        compile=compiling,
         encoder_weights=encoder_weights,
         verify_key=verify_key,
         resume=resume,

@@ -21,6 +21,7 @@ from dpmepf.shared.image_sources import ImageSource
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint
+from dpmepf.synthesize.compilation import compile_feature_map
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import TrainingProcesses
@@ -47,6 +48,7 @@ class SynthesisRequest:
         prior: folder of a synthetic data set whose generator training begins with, as one of public images; None:
             training begins with random weights.
         device: auto, cpu, cuda or cuda:N.
+        compile: train through an encoder that torch.compile made.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
         verify_key: file of the public key whose signature the artifact has to bear; None: any artifact is taken.
         resume: go on from a checkpoint at `output`, if there is one.
@@ -63,6 +65,7 @@ class SynthesisRequest:
     public: Sequence[Path] = ()
     prior: Path | None = None
     device: str = "auto"
+    compile: bool = False
     encoder_weights: Path | None = None
     verify_key: Path | None = None
     resume: bool = False
@@ -138,6 +141,8 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     if prior is not None:
         require_fit(prior.generator, configuration)
     settings = replace(settings, vary=configuration.varied)
+    if request.compile:
+        compile_feature_map(feature_map, images=settings.micro_batch_size or settings.batch_size)
     run = PreparedRun(
         artifact=artifact,
         sha256=sha256,

@@ -26,13 +26,14 @@ def main() -> None:
     keep_freed_memory()  # as the command does
     source = open_images(Path(arguments["data"]))
     schema = infer_schema(source)
-    feature_map = feature_map_of(arguments["encoder"], schema.resolution, schema.channels)
+    device = arguments["device"]
+    feature_map = feature_map_of(arguments["encoder"], schema.resolution, schema.channels, device=device)
     times: list[float] = []
     artifact = embed_images(
         source,
         schema=schema,
         feature_map=feature_map,
-        settings=EmbedSettings(epsilon=2.0, batch_size=arguments["batch"]),
+        settings=EmbedSettings(epsilon=2.0, batch_size=arguments["batch"], device=device),
         on_images=lambda _: times.append(time.perf_counter()),
     )
     end = time.perf_counter()

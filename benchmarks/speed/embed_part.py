@@ -26,6 +26,7 @@ from dpmepf.shared.image_loading import iterate_batches, load_all
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.image_workers import usable_cores
+from dpmepf.shared.precision import exact_float32
 from dpmepf.shared.schema import ImageSchema
 
 LEAST_OF_BARE = 0.8
@@ -52,17 +53,17 @@ def measure(sizes: Sizes, report: Report) -> Iterator[Part]:
 
 def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], sizes: Sizes) -> Part:
     """Steady rates: start-up, the check of independence and the release are fixed costs, and not in them."""
-    feature_map = feature_map_of(encoder, side)
-    in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    labels = torch.arange(len(images)) % CLASSES
+    feature_map = feature_map_of(encoder, side, device=sizes.device)
+    in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(sizes.device)
+    labels = torch.arange(len(images), device=sizes.device) % CLASSES
     sources = {form: open_images(path) for form, path in data.items()}
     bare = bare_encoder(feature_map)
-    sides: dict[str, Callable[[], float]] = {"bare": lambda: _bare_rate(bare, in_memory, sizes.batch)}
+    sides: dict[str, Callable[[], float]] = {"bare": lambda: bare_rate(bare, in_memory, sizes.batch)}
     for form, source in sources.items():
         sides[f"{form} decoding"] = lambda source=source: _decoding_rate(source, side, sizes.batch)
-        sides[form] = lambda source=source: _embedding_rate(source, feature_map, sizes.batch)
+        sides[form] = lambda source=source: _embedding_rate(source, feature_map, sizes)
     sides["DP-MEPF's way"] = lambda: _float_rate(feature_map, in_memory, labels, sizes.batch)
-    _bare_rate(bare, in_memory[: sizes.batch], sizes.batch)
+    bare_rate(bare, in_memory[: sizes.batch], sizes.batch)
     figures = alternately(sides, sizes.repeats)
     part = Part(title=f"(a) embed: {encoder}, {side} pixels, RGB, {len(images):,} images, batch {sizes.batch}")
     part.add("bare forward, in memory", "images/s", figures["bare"])
@@ -82,7 +83,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     part.add("IDX: embed / DP-MEPF's way", "ratio", ratios(figures, "IDX", "DP-MEPF's way"))
     with torch.inference_mode():
         schema = _schema(sources["IDX"], side)
-        settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch)
+        settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device)
         check = seconds_of(lambda: pipeline._check_independence(feature_map, schema, settings))
     part.add("fixed cost: check of independence", "s", check)
     part.notes.append(
@@ -93,20 +94,22 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     return part
 
 
-def _bare_rate(encoder: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> float:
-    with torch.inference_mode():
-        start = time.perf_counter()
+def bare_rate(encoder: Callable[[Tensor], Tensor], images: Tensor, batch: int) -> float:
+    def work() -> None:
         for part in images.split(batch):
             encoder(part)
-        return len(images) / (time.perf_counter() - start)
+
+    with torch.inference_mode(), exact_float32():
+        return len(images) / seconds_of(work, str(images.device))
 
 
 def _float_rate(feature_map: FeatureMap, images: Tensor, labels: Tensor, batch: int) -> float:
-    with torch.inference_mode():
-        start = time.perf_counter()
+    def work() -> None:
         sums = float_class_sums(feature_map, images, labels, classes=CLASSES, batch=batch)
         float_noise(sums, noise_multiplier=2.0)
-        return len(images) / (time.perf_counter() - start)
+
+    with torch.inference_mode():
+        return len(images) / seconds_of(work, str(images.device))
 
 
 def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
@@ -115,14 +118,14 @@ def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
     return _rate((len(labels), time.perf_counter()) for _, labels in batches)
 
 
-def _embedding_rate(source: ImageSource, feature_map: FeatureMap, batch: int) -> float:
+def _embedding_rate(source: ImageSource, feature_map: FeatureMap, sizes: Sizes) -> float:
     finished: list[tuple[int, float]] = []
     with mock.patch.object(pipeline, "_check_independence"):  # a fixed cost, which has a row of its own
         sum_images(
             source,
             schema=_schema(source, feature_map.description.resolution),
             feature_map=feature_map,
-            settings=EmbedSettings(epsilon=2.0, batch_size=batch),
+            settings=EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device),
             on_images=lambda count: finished.append((count, time.perf_counter())),
         )
     return _rate(finished)
@@ -148,6 +151,7 @@ def _memory(part: Part, encoder: str, data: dict[str, Path], output: Path, sizes
             data=path,
             encoder=encoder,
             batch=sizes.batch,
+            device=sizes.device,
             threads=torch.get_num_threads(),
             output=output,
         )
@@ -160,23 +164,24 @@ def _mnist(sizes: Sizes) -> Part:
     if not sizes.mnist.exists():
         part.notes.append(f"Not measured: {sizes.mnist} is not on this machine; --mnist names another place.")
         return part
-    source = open_images(sizes.mnist)
-    images, _ = load_all(source, resolution=28, channels=1)
-    feature_map = feature_map_of("builtin", 28, 1)
+    images, _ = load_all(open_images(sizes.mnist), resolution=28, channels=1)
+    images = images.to(sizes.device)
+    feature_map = feature_map_of("builtin", 28, 1, device=sizes.device)
     command = Path(sysconfig.get_path("scripts")) / "dpmepf-embed"
     peaks: list[float] = []
 
     def whole_command() -> float:
         with tempfile.TemporaryDirectory() as folder:
             options = ["--eps", 2, "--output", Path(folder) / "artifact.h5", "--resolution", 28, "--channels", 1]
+            options += ["--device", sizes.device]
             seconds, peak, _ = run_child([command, "--data", sizes.mnist, *options])
         peaks.append(peak)
         return seconds
 
     bare = bare_encoder(feature_map)
-    _bare_rate(bare, images[: sizes.batch], sizes.batch)
+    bare_rate(bare, images[: sizes.batch], sizes.batch)
     figures = alternately(
-        {"command": whole_command, "bare": lambda: len(images) / _bare_rate(bare, images, sizes.batch)},
+        {"command": whole_command, "bare": lambda: len(images) / bare_rate(bare, images, sizes.batch)},
         sizes.repeats,
     )
     part.add("dpmepf-embed: from start to artifact", "s", figures["command"])

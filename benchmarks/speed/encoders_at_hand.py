@@ -18,10 +18,10 @@ from dpmepf.shared.feature_map import FeatureMap, build_feature_map, describe_fe
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 
-def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
-    """φ with the packaged weights, or, on a torchvision encoder, with random ones: they compute as fast as any."""
+def feature_map_of(encoder: str, side: int, channels: int = 3, *, device: str = "cpu") -> FeatureMap:
+    """φ on `device`, with the packaged weights or, of a torchvision encoder, random ones: as fast as any."""
     if encoder == BUILTIN:
-        return build_feature_map(describe_feature_map(resolution=side, channels=channels))
+        return build_feature_map(describe_feature_map(resolution=side, channels=channels), device=device)
     model = get_model(encoder, weights=None).float().eval().requires_grad_(False)
     layers = activation_layers(model, encoder)
     chosen = feature_maps.PRESETS["per-layer"]
@@ -39,7 +39,7 @@ def feature_map_of(encoder: str, side: int, channels: int = 3) -> FeatureMap:
         pixel_mean=feature_maps.IMAGENET_MEAN,
         pixel_std=feature_maps.IMAGENET_STD,
     )
-    return FeatureMap(description, model).to(memory_format=torch.channels_last)
+    return FeatureMap(description, model).to(device).to(memory_format=torch.channels_last)
 
 
 def activations(feature_map: FeatureMap, images: Tensor) -> dict[str, Tensor]:

@@ -31,11 +31,19 @@ def ratios(figures: Mapping[str, list[float]], above: str, below: str) -> list[f
     return [a / b for a, b in zip(figures[above], figures[below], strict=True)]
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds."""
+def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:
+    """Wall-clock seconds until `device` has finished."""
+    wait_for(device)
     start = time.perf_counter()
     work()
+    wait_for(device)
     return time.perf_counter() - start
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what was queued; a CPU has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_of_process(pid: int | str = "self") -> int:
@@ -79,12 +87,13 @@ def run_script(name: str, **arguments: object) -> dict[str, float]:
     return {"seconds": seconds, "peak_mib": peak, **json.loads(output)}
 
 
-def machine() -> str:
-    """Processor, threads and versions, for the head of every table."""
+def machine(device: str) -> str:
+    """GPU if `device` is one, processor, threads and versions, for the head of every table."""
     names = [line for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")]
     processor = names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name(device)}, " if torch.device(device).type == "cuda" else ""
+    return f"{gpu}{processor}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _lines_of(path: str) -> list[str]:

@@ -65,6 +65,7 @@ def _shares(sizes: Sizes) -> tuple[list[float], list[float]]:
                 data=data,
                 encoder="builtin",
                 batch=sizes.batch,
+                device=sizes.device,
                 threads=torch.get_num_threads(),
                 output=Path(name) / "artifact.h5",
             )

@@ -45,6 +45,7 @@ def _records(sizes: Sizes, report: Callable[[str], None]) -> Part:
                 data=data,
                 encoder="builtin",
                 batch=sizes.batch,
+                device=sizes.device,
                 threads=torch.get_num_threads(),
                 output=Path(name) / "artifact.h5",
             )

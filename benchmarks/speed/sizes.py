@@ -8,8 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """embed_cases: encoder, side in pixels, number of images. memory_cases: encoder, form of the data."""
+    """device: "cpu" or a GPU. embed_cases: encoder, side in pixels, number of images. memory_cases: encoder, form of
+    the data."""
 
+    device: str
     repeats: int
     batch: int
     embed_cases: tuple[tuple[str, int, int], ...]
@@ -19,8 +21,10 @@ class Sizes:
     release_coordinates: int
     synth_steps: int  # in a turn
     synth_batches: tuple[int, ...]
+    compiling: bool
     large_batch: int
     small_batch: int
+    product: int  # rows and columns of the matrices whose product is a ceiling
     records: tuple[int, ...]
     dimensions: tuple[int, ...]
     class_counts: tuple[int, ...]
@@ -28,8 +32,9 @@ class Sizes:
     mnist: Path
 
 
-def default_sizes(*, repeats: int, records: int, mnist: Path) -> Sizes:
+def default_sizes(*, device: str, repeats: int, records: int, mnist: Path) -> Sizes:
     return Sizes(
+        device=device,
         repeats=repeats,
         batch=256,
         embed_cases=(("builtin", 32, 6_144), ("builtin", 64, 2_560), ("vgg19", 32, 1_024), ("vgg19", 64, 768)),
@@ -39,8 +44,10 @@ def default_sizes(*, repeats: int, records: int, mnist: Path) -> Sizes:
         release_coordinates=10 * 15_361,
         synth_steps=20,
         synth_batches=(200,),
+        compiling=True,
         large_batch=4_096,
         small_batch=256,
+        product=2_048 if device == "cpu" else 8_192,
         records=tuple(10**power for power in range(3, 10) if 10**power <= records),
         dimensions=(960, 3_840, 15_360, 61_440),
         class_counts=(1, 10, 100, 1_000),
@@ -49,8 +56,9 @@ def default_sizes(*, repeats: int, records: int, mnist: Path) -> Sizes:
     )
 
 
-def quick_sizes() -> Sizes:
+def quick_sizes(*, device: str) -> Sizes:
     return Sizes(
+        device=device,
         repeats=1,
         batch=8,
         embed_cases=(("builtin", 32, 40), ("squeezenet1_1", 64, 24)),
@@ -60,8 +68,10 @@ def quick_sizes() -> Sizes:
         release_coordinates=10_000,
         synth_steps=2,
         synth_batches=(20,),
+        compiling=False,  # which takes a minute
         large_batch=40,
         small_batch=10,
+        product=64,
         records=(20, 40),
         dimensions=(64, 256),
         class_counts=(1, 10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,8 +17,10 @@ from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice
+from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.precision import autocast, autocast_dtype
+from dpmepf.synthesize.compilation import compile_feature_map
 from dpmepf.synthesize.settings import SynthesisSettings, settings_for
 from dpmepf.synthesize.training import GeneratorTraining
 
@@ -31,7 +34,7 @@ WARM_UP_STEPS = 6  # beyond them the metric is inverted every 20th step only
 
 def measure(sizes: Sizes, report: Callable[[str], None]) -> list[Part]:
     parts = []
-    feature_map = feature_map_of("builtin", SIDE)
+    feature_map = feature_map_of("builtin", SIDE, device=sizes.device)
     artifact = artifact_of(feature_map)
     for batch in sizes.synth_batches:
         report(f"synth: {SIDE} pixels, batch {batch}")
@@ -47,7 +50,7 @@ def artifact_of(feature_map: FeatureMap) -> Artifact:
     random = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         images = torch.rand(CLASSES, channels, side, side, generator=random)
-        means = feature_map(images).double().numpy()
+        means = feature_map(images.to(feature_map.pixel_mean.device)).double().cpu().numpy()
     ledger = plan_release(
         epsilon=2.0,
         delta=1e-6,
@@ -68,15 +71,13 @@ def artifact_of(feature_map: FeatureMap) -> Artifact:
 
 
 def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: SynthesisSettings, sizes: Sizes) -> Part:
-    training = GeneratorTraining(artifact, feature_map, settings)
-    for _ in range(WARM_UP_STEPS):
-        training.run_step()
+    training = _warmed_up(artifact, feature_map, settings, sizes)
 
     def bare_step(from_all: bool = False) -> None:
         """Generator and encoder forward and back, from the last activation or from all, without an update."""
-        classes = torch.arange(CLASSES).repeat_interleave(training.schedule.images_per_class)
-        latents = torch.randn(len(classes), settings.latent_dimension)
-        with autocast("cpu"):
+        classes = torch.arange(CLASSES, device=sizes.device).repeat_interleave(training.schedule.images_per_class)
+        latents = torch.randn(len(classes), settings.latent_dimension, device=sizes.device)
+        with autocast(sizes.device):
             images = training.generator(latents, classes)
             pixels = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
             found = list(feature_map.extractor(pixels).values())
@@ -85,7 +86,7 @@ def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: Syn
         training.generator.zero_grad(set_to_none=True)
 
     def rate(step: Callable[[], None]) -> float:
-        return sizes.synth_steps / seconds_of(lambda: [step() for _ in range(sizes.synth_steps)])
+        return sizes.synth_steps / seconds_of(lambda: [step() for _ in range(sizes.synth_steps)], sizes.device)
 
     bare_step()
     sides = {
@@ -93,21 +94,42 @@ def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: Syn
         "bare": lambda: rate(bare_step),
         "from all": lambda: rate(lambda: bare_step(from_all=True)),
     }
+    notes = []
+    if sizes.compiling:
+        compiled = feature_map_of("builtin", side, device=sizes.device)
+        try:
+            compile_feature_map(compiled, images=training.schedule.images_per_batch)
+        except UsageError as error:
+            notes.append(str(error))
+        else:
+            sides["compiled"] = functools.partial(rate, _warmed_up(artifact, compiled, settings, sizes).run_step)
     figures = alternately(sides, sizes.repeats)
     part = Part(
         title=f"(c) synth: {settings.preset} preset, {side} pixels, RGB, batch {training.schedule.images_per_batch}, "
-        f"{autocast_dtype('cpu') or torch.float32}".replace("torch.", "")
+        f"{autocast_dtype(sizes.device) or torch.float32}".replace("torch.", "")
     )
     part.add("bare forward and backward of generator and encoder", "steps/s", figures["bare"])
     part.add("the same, back from all eight activations", "steps/s", figures["from all"])
     part.add("training step", "steps/s", figures["ours"])
     part.add("training step / bare", "ratio", ratios(figures, "ours", "bare"), Target(at_least=LEAST_OF_BARE))
     part.add("training step / bare from all activations", "ratio", ratios(figures, "ours", "from all"))
+    if "compiled" in sides:
+        part.add("the same with --compile / without", "ratio", ratios(figures, "compiled", "ours"))
     part.notes.append(
         "The bare pass goes back from the encoder's last activation only; the method needs the gradients of all, and a "
         "step adds pooling, mean embedding, metric, Adam and the weight average."
     )
+    part.notes += notes
     return part
+
+
+def _warmed_up(
+    artifact: Artifact, feature_map: FeatureMap, settings: SynthesisSettings, sizes: Sizes
+) -> GeneratorTraining:
+    training = GeneratorTraining(artifact, feature_map, settings, device=sizes.device)
+    for _ in range(WARM_UP_STEPS):
+        training.run_step()
+    return training
 
 
 def _two_passes(sizes: Sizes) -> Part:
@@ -118,8 +140,8 @@ def _two_passes(sizes: Sizes) -> Part:
     )
 
     def child(scope: str, batch: int, micro: int | None) -> dict[str, float]:
-        threads = torch.get_num_threads()
-        return run_script("objective_child.py", scope=scope, batch=batch, micro_batch=micro, threads=threads)
+        options = {"batch": batch, "micro_batch": micro, "device": sizes.device, "threads": torch.get_num_threads()}
+        return run_script("objective_child.py", scope=scope, **options)
 
     for scope in sizes.two_pass_scopes:
         small, large = [], []

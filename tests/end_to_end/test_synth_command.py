@@ -548,6 +548,22 @@ def test_options_outside_their_range_are_usage_errors(
     assert not list(tmp_path.glob("out*"))
 
 
+def test_a_machine_that_cannot_compile_says_so_before_anything_is_written(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(function: Any, **options: Any) -> Any:
+        def fail(*arguments: Any) -> Any:
+            raise RuntimeError("no compiler in /home/user")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    result = run(artifact, "--output", tmp_path / "out", "--compile", *QUICK)
+    assert_one_sentence(result, 2, "torch.compile does not work here", "leave --compile out")
+    assert "/home" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_option_explains_itself() -> None:
     for parameter in main.params:
         assert not isinstance(parameter, click.Option) or parameter.help, parameter.name

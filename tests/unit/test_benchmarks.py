@@ -13,7 +13,7 @@ from tables import Part, Target
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 
-LETTERS = {"embed": "(a)", "release": "(b)", "synth": "(c)", "scaling": "(d)"}
+LETTERS = {"embed": "(a)", "release": "(b)", "synth": "(c)", "scaling": "(d)", "ceilings": "(e)"}
 ABSENT = "the whole command on MNIST"
 
 
