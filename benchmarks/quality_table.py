@@ -152,7 +152,8 @@ def _public(run: Record) -> str:
     """The public images that a run of ours learned from."""
     encoder = ["Tiny ImageNet"] if run["method"].startswith("ours") else []
     chosen = [f"chosen from {', '.join(run['settings']['public'])}"] if "public" in run["settings"] else []
-    return "; ".join(encoder + chosen) or "none"
+    prior = [f"prior of {run['settings']['prior']}"] if "prior" in run["settings"] else []
+    return "; ".join(encoder + chosen + prior) or "none"
 
 
 def _accuracy(runs: Sequence[Record], classifier: str, *, numbered: bool = False) -> str:

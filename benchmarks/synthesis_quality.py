@@ -78,6 +78,7 @@ def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace)
             settings = {"preset": options.preset, **dataclasses.asdict(dp_sgd.RECIPES[options.preset])}
         case _:
             settings = ours | ({"public": [path.name for path in options.public]} if options.public else {})
+            settings |= {"prior": options.prior.name} if options.prior else {}
     real = "" if options.real == options.data else f", on {options.real.name}"
     files = {"dp-merf": ["benchmarks/dp_merf.py"], "dp-sgd": ["benchmarks/dp_sgd.py"]}.get(method, [])
     return {
@@ -131,6 +132,7 @@ def our_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Pa
     choices += ["--no-relabel"] if plan["method"] == "ours-plain" else []
     for path in options.public:
         choices += ["--public", path]
+    choices += ["--prior", options.prior] if options.prior else []
     call("dpmepf-synth", artifact, "--output", synthetic, "--seed", plan["seed"], "--format", "npz", *choices)
     return synthetic, read_artifact(artifact)
 
@@ -211,6 +213,7 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="standard", help="of dpmepf-synth, and of baselines")
     parser.add_argument("--steps", type=int, help="of dpmepf-synth, by default the preset's")
     parser.add_argument("--public", type=Path, nargs="+", default=[], help="public images, of dpmepf-synth")
+    parser.add_argument("--prior", type=Path, help="folder of synthetic public images, named as these; of dpmepf-synth")
     parser.add_argument("--classifiers", default="logistic,mlp,cnn", help="of dpmepf-eval")
     parser.add_argument("--keep", type=Path, help="folder for the preview pictures")
     parser.add_argument("--log", type=Path, help="file of all runs: those in it are not made again, others are added")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
+HEADER_FIRST = ("PNG", "JPEG", "BMP")  # a file that is cut behind its header opens as the whole one does, or not at all
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 LARGEST_FILE = 512 * 2**20  # bytes
 LARGEST_IMAGE = 90_000_000  # pixels; more is taken for a decompression bomb
@@ -68,8 +69,12 @@ def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
         return image
 
 
-def read_header(data: bytes) -> ImageHeader:
+def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHeader:
     """Read size and colour from the header of an image file, without decoding its pixels.
+
+    Args:
+        data: the whole file, or its beginning where `formats` are among `HEADER_FIRST`.
+        formats: those that are tried.
 
     Raises:
         DecodingError: as `decode_image`; a file that is damaged behind its header passes.
@@ -77,7 +82,7 @@ def read_header(data: bytes) -> ImageHeader:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = _open(data)
+            image = _open(data, formats)
             return ImageHeader(shorter_side=min(image.size), grey=_is_grey(image))
         except (DecodingError, MemoryError):
             raise
@@ -85,11 +90,11 @@ def read_header(data: bytes) -> ImageHeader:
             raise DecodingError(NOT_AN_IMAGE) from None
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     if len(data) > LARGEST_FILE:
         raise DecodingError(TOO_LARGE)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise DecodingError(TOO_LARGE) from None
     if image.width * image.height > LARGEST_IMAGE:
@@ -99,6 +104,6 @@ def _open(data: bytes) -> Image.Image:
 
 def _is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
-        palette = image.getpalette("RGB") or []
+        palette = image.getpalette("RGB") or []  # decodes the image
         return palette[0::3] == palette[1::3] == palette[2::3]
     return image.mode in _GREY_MODES

@@ -18,7 +18,7 @@ from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_ranges import PreparedRange, fits_already, prepare_range
 from dpmepf.shared.image_source_types import ImageSource
-from dpmepf.shared.image_workers import default_workers, map_ranges
+from dpmepf.shared.image_workers import map_ranges, usable_cores
 
 # Images decoded by a worker at a time: enough to hide the hand-over, few enough for large photographs.
 _RANGE = 64
@@ -68,7 +68,7 @@ def iterate_indexed_batches(
         resolution: side in pixels.
         channels: 1 or 3.
         batch_size: records for each batch, at least 1.
-        workers: decoding processes; 0 decodes here; None leaves one core free (and takes 0 where nothing is decoded).
+        workers: decoding processes; 0 decodes here; None takes one for each core (and 0 where nothing is decoded).
         skip_unreadable: leave out unreadable images instead of stopping at the first.
         on_unreadable: called with the error of each image that was left out.
 
@@ -80,7 +80,7 @@ def iterate_indexed_batches(
         raise UsageError(f"--batch-size {batch_size} is not allowed: it is 1 or more")
     in_place = fits_already(source, resolution=resolution, channels=channels)
     if workers is None or in_place:
-        workers = 0 if in_place or len(source) <= 2 * _RANGE else default_workers()
+        workers = 0 if in_place or len(source) <= 2 * _RANGE else usable_cores()
     step = batch_size if in_place else min(batch_size, _RANGE)
     # Each batch is cut into ranges of its own, so that no range lies across two batches.
     ranges = [

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import stat
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from PIL import Image
 
 from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import (
+    HEADER_FIRST,
     LARGEST_FILE,
     NO_ACCESS,
     NOT_AN_IMAGE,
@@ -131,9 +133,10 @@ class FolderFiles:
 
     def read(self, name: str, size: int = -1) -> bytes:
         path = self.root / name
-        if not path.is_file():  # a pipe or device would block for ever
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
             raise DecodingError(NO_ACCESS)
-        if path.stat().st_size > LARGEST_FILE:
+        if status.st_size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
         with path.open("rb") as file:
             return file.read(size)
@@ -202,7 +205,7 @@ class EncodedImageSource(ImageSource):
         beginning = self._bytes(index, HEADER_BYTES)
         if len(beginning) == HEADER_BYTES:  # most likely there is more
             with contextlib.suppress(DecodingError):
-                return read_header(beginning)
+                return read_header(beginning, formats=HEADER_FIRST)
             beginning = self._bytes(index)
         return read_header(beginning)
 

@@ -41,11 +41,6 @@ def usable_cores() -> int:
     return min(own_cores(), _MOST_DEFAULT_WORKERS)
 
 
-def default_workers() -> int:
-    """One process for each usable core but one, which is left to the encoder; at least 1."""
-    return max(1, usable_cores() - 1)
-
-
 def map_ranges(
     function: Callable[[ImageSource, int, int], T],
     source: ImageSource,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.image_decoding import NO_ACCESS, DecodingError
+from dpmepf.shared.image_decoding import LARGEST_FILE, NO_ACCESS, TOO_LARGE, DecodingError
 from dpmepf.shared.image_errors import (
     AmbiguousLayoutError,
     LabelError,
@@ -145,6 +145,8 @@ class ParquetRows:
             data = images[row - self._starts[group]]
         if data is None:  # an image that lies elsewhere, or none
             raise DecodingError(NO_ACCESS)
+        if len(data) > LARGEST_FILE:
+            raise DecodingError(TOO_LARGE)
         return data if size < 0 else data[:size]
 
     def _read_group(self, shard: str, group: int) -> list[bytes | None]:

@@ -32,6 +32,7 @@ def run_record(
     relabelled: bool,
     sha256: str,
     device: torch.device,
+    compiled: bool,
     timings: dict[str, float],
 ) -> dict[str, Any]:
     """Return what `run.json` holds: the claim and the releases, settings, versions, class sizes, timings, losses.
@@ -48,6 +49,7 @@ def run_record(
         relabelled: whether the class means corrected the classes that images were drawn for.
         sha256: of the artifact's file, in hexadecimal.
         device: that trained.
+        compiled: whether torch.compile made the encoder that it trained through.
         timings: in seconds, with `training_seconds`.
     """
     ledger, features, generator = artifact.ledger, artifact.feature_map, trained.generator
@@ -84,6 +86,7 @@ def run_record(
         },
         "settings": settings.to_dict(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "compiled": compiled,
         "versions": {
             "dpmepf": __version__,
             "python": platform.python_version(),

@@ -21,14 +21,14 @@ from dpmepf.shared.image_sources import ImageSource
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import Checkpoint, load_checkpoint
-from dpmepf.synthesize.compilation import compile_feature_map
+from dpmepf.synthesize.compilation import compiled_feature_map
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.prior import Prior, load_prior, require_fit
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
-from dpmepf.synthesize.training import generator_configuration
+from dpmepf.synthesize.training import FeatureFunction, generator_configuration, images_of_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class PreparedRun:
         settings: of the training.
         numbers: images of each class to draw.
         feature_map: the one the artifact describes, on `device`.
+        compiled: the same for the steps of the training, where that was asked for.
     """
 
     artifact: Artifact
@@ -105,6 +106,7 @@ class PreparedRun:
     settings: SynthesisSettings
     numbers: tuple[int, ...]
     feature_map: FeatureMap
+    compiled: FeatureFunction | None
 
 
 def prepare(request: SynthesisRequest, output: OutputFolder, processes: TrainingProcesses) -> PreparedRun:
@@ -141,8 +143,11 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     if prior is not None:
         require_fit(prior.generator, configuration)
     settings = replace(settings, vary=configuration.varied)
+    numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
+    compiled = None
     if request.compile:
-        compile_feature_map(feature_map, images=settings.micro_batch_size or settings.batch_size)
+        images = images_of_process(len(artifact.classes), settings, processes)
+        compiled = compiled_feature_map(feature_map, images=min(images, settings.micro_batch_size or images))
     run = PreparedRun(
         artifact=artifact,
         sha256=sha256,
@@ -152,8 +157,9 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         origin=origin,
         device=device,
         settings=settings,
-        numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
+        numbers=numbers,
         feature_map=feature_map,
+        compiled=compiled,
     )
     processes.require_same(_fingerprint(run))
     return run

@@ -108,6 +108,7 @@ def synthesise(
             relabelled=relabelled,
             sha256=run.sha256,
             device=run.device,
+            compiled=run.compiled is not None,
             timings={
                 "training_seconds": training_seconds,
                 "sampling_seconds": now - sampling_began,
@@ -141,6 +142,7 @@ def help_to_train(
             callbacks=TrainingCallbacks(stop_requested=stop_requested),
             state=run.checkpoint.state if run.checkpoint else None,
             prior=run.prior,
+            compiled=run.compiled,
             processes=processes,
         )
 
@@ -192,6 +194,7 @@ def _train(
         ),
         state=checkpoint.state if checkpoint else None,
         prior=run.prior,
+        compiled=run.compiled,
         processes=processes,
     )
     return trained, time.monotonic() - began

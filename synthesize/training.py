@@ -94,6 +94,7 @@ def train_generator(
     callbacks: TrainingCallbacks | None = None,
     state: dict[str, Any] | None = None,
     prior: Generator | None = None,
+    compiled: FeatureFunction | None = None,
     processes: TrainingProcesses = ALONE,
 ) -> TrainedGenerator:
     """Train a generator whose images have the class means that `artifact` released.
@@ -111,6 +112,7 @@ def train_generator(
             is that of an uninterrupted run.
         prior: generator that training begins with, of the form of this one but for its classes, on `device`; None:
             random weights.
+        compiled: `feature_map`, for the steps; None: itself.
         processes: that train together, each of which calls this with the same artifact, settings and state.
 
     Raises:
@@ -120,7 +122,9 @@ def train_generator(
         UsageError: a batch has fewer images than there are processes.
     """
     callbacks = callbacks or TrainingCallbacks()
-    training = GeneratorTraining(artifact, feature_map, settings, device=device, prior=prior, processes=processes)
+    training = GeneratorTraining(
+        artifact, feature_map, settings, device=device, prior=prior, compiled=compiled, processes=processes
+    )
     if state is not None:
         training.load_state_dict(state)
     callbacks.on_start(training)
@@ -154,19 +158,17 @@ class GeneratorTraining:
         *,
         device: str | torch.device = "cpu",
         prior: Generator | None = None,
+        compiled: FeatureFunction | None = None,
         processes: TrainingProcesses = ALONE,
     ) -> None:
         self.settings = settings
         self.processes = processes
         self.device = torch.device(device)
         self.feature_map = feature_map
+        self.compiled = compiled or feature_map  # what a step goes through
         self.configuration = generator_configuration(artifact, settings)
         self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
-        if self.schedule.images_per_batch < processes.count:
-            raise UsageError(
-                f"{processes.count} processes cannot share the {self.schedule.images_per_batch} images of a step: "
-                "start fewer, or choose a larger --batch-size"
-            )
+        images_of_process(self.configuration.class_count, settings, processes)
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
         self.targets = class_targets(artifact)
         probe = probe_for(self.targets, seed=settings.seed)
@@ -219,7 +221,7 @@ class GeneratorTraining:
             loss = self.objective.backward(
                 images,
                 classes,
-                self.feature_map,
+                self.compiled,
                 per_class=self.schedule.images_per_class,
                 micro_batch_size=self.settings.micro_batch_size,
             )
@@ -297,6 +299,22 @@ class GeneratorTraining:
             self.losses = list(state["losses"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise TrainingError("the checkpoint does not fit this artifact: begin again with --force") from error
+
+
+def images_of_process(class_count: int, settings: SynthesisSettings, processes: TrainingProcesses) -> int:
+    """Images of a step that are this process's.
+
+    Raises:
+        UsageError: a step has fewer images than there are processes.
+    """
+    images = ClassSchedule(class_count, settings.batch_size).images_per_batch
+    if images < processes.count:
+        raise UsageError(
+            f"{processes.count} processes cannot share the {images} images of a step: start fewer, or choose a larger "
+            "--batch-size"
+        )
+    own = processes.share(images)
+    return int(own.stop - own.start)
 
 
 class ClassSchedule:

@@ -26,7 +26,7 @@ def measure(sizes: Sizes, report: Callable[[str], None]) -> list[Part]:
     device = sizes.device
     trains_in = autocast_dtype(device) or torch.float32
     feature_map = feature_map_of("builtin", SIDE, device=device)
-    images = torch.zeros(sizes.batch, 3, SIDE, SIDE, dtype=torch.uint8, device=device)
+    images = torch.randint(256, (sizes.batch, 3, SIDE, SIDE), dtype=torch.uint8, device=device)
     bare = bare_encoder(feature_map)
     training = GeneratorTraining(
         artifact_of(feature_map), feature_map, settings_for(batch_size=sizes.synth_batches[0]), device=device
@@ -75,7 +75,7 @@ def flops_of(work: Callable[[], object]) -> int:
 
 def product_rate(dtype: torch.dtype, size: int, device: str) -> float:
     """GFLOP/s."""
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with exact_float32():
         return TURNS * 2e-9 * size**3 / seconds_of(lambda: [left @ right for _ in range(TURNS)], device)
 

@@ -64,6 +64,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
         sides[form] = lambda source=source: _embedding_rate(source, feature_map, sizes)
     sides["DP-MEPF's way"] = lambda: _float_rate(feature_map, in_memory, labels, sizes.batch)
     bare_rate(bare, in_memory[: sizes.batch], sizes.batch)
+    _float_rate(feature_map, in_memory[: sizes.batch], labels[: sizes.batch], sizes.batch)
     figures = alternately(sides, sizes.repeats)
     part = Part(title=f"(a) embed: {encoder}, {side} pixels, RGB, {len(images):,} images, batch {sizes.batch}")
     part.add("bare forward, in memory", "images/s", figures["bare"])
@@ -108,7 +109,7 @@ def _float_rate(feature_map: FeatureMap, images: Tensor, labels: Tensor, batch: 
         sums = float_class_sums(feature_map, images, labels, classes=CLASSES, batch=batch)
         float_noise(sums, noise_multiplier=2.0)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         return len(images) / seconds_of(work, str(images.device))
 
 
@@ -155,7 +156,8 @@ def _memory(part: Part, encoder: str, data: dict[str, Path], output: Path, sizes
             threads=torch.get_num_threads(),
             output=output,
         )
-        target = Target(at_most=MOST_MIB) if encoder == "builtin" else None
+        is_target = encoder == "builtin" and sizes.device == "cpu"  # a GPU's driver takes memory of its own
+        target = Target(at_most=MOST_MIB) if is_target else None
         part.add(f"{form}: peak memory of a whole run", "MiB", found["peak_mib"], target)
 
 
@@ -186,7 +188,9 @@ def _mnist(sizes: Sizes) -> Part:
     )
     part.add("dpmepf-embed: from start to artifact", "s", figures["command"])
     part.add("bare forward", "s", figures["bare"])
-    part.add("time ratio", "ratio", ratios(figures, "command", "bare"), Target(at_most=MOST_OF_BARE_TIME))
-    part.add("peak memory", "MiB", peaks, Target(at_most=MOST_MIB))
+    on_cpu = sizes.device == "cpu"  # on a GPU starting takes longer than all of the bare pass, and memory of its own
+    target = Target(at_most=MOST_OF_BARE_TIME) if on_cpu else None
+    part.add("time ratio", "ratio", ratios(figures, "command", "bare"), target)
+    part.add("peak memory", "MiB", peaks, Target(at_most=MOST_MIB) if on_cpu else None)
     part.notes.append(f"{len(images):,} images. Both sides keep freed memory, as the command does for itself.")
     return part

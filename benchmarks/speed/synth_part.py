@@ -20,9 +20,9 @@ from dpmepf.artifacts.sensitivity import count_weight_lattice
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.precision import autocast, autocast_dtype
-from dpmepf.synthesize.compilation import compile_feature_map
+from dpmepf.synthesize.compilation import compiled_feature_map
 from dpmepf.synthesize.settings import SynthesisSettings, settings_for
-from dpmepf.synthesize.training import GeneratorTraining
+from dpmepf.synthesize.training import FeatureFunction, GeneratorTraining
 
 LEAST_OF_BARE = 0.85
 MOST_OF_SMALL_COST = 1.4
@@ -89,6 +89,7 @@ def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: Syn
         return sizes.synth_steps / seconds_of(lambda: [step() for _ in range(sizes.synth_steps)], sizes.device)
 
     bare_step()
+    bare_step(from_all=True)
     sides = {
         "ours": lambda: rate(training.run_step),
         "bare": lambda: rate(bare_step),
@@ -96,13 +97,14 @@ def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: Syn
     }
     notes = []
     if sizes.compiling:
-        compiled = feature_map_of("builtin", side, device=sizes.device)
         try:
-            compile_feature_map(compiled, images=training.schedule.images_per_batch)
+            compiled = compiled_feature_map(feature_map, images=training.schedule.images_per_batch)
         except UsageError as error:
             notes.append(str(error))
         else:
-            sides["compiled"] = functools.partial(rate, _warmed_up(artifact, compiled, settings, sizes).run_step)
+            sides["compiled"] = functools.partial(
+                rate, _warmed_up(artifact, feature_map, settings, sizes, compiled=compiled).run_step
+            )
     figures = alternately(sides, sizes.repeats)
     part = Part(
         title=f"(c) synth: {settings.preset} preset, {side} pixels, RGB, batch {training.schedule.images_per_batch}, "
@@ -124,9 +126,13 @@ def _steps(artifact: Artifact, feature_map: FeatureMap, side: int, settings: Syn
 
 
 def _warmed_up(
-    artifact: Artifact, feature_map: FeatureMap, settings: SynthesisSettings, sizes: Sizes
+    artifact: Artifact,
+    feature_map: FeatureMap,
+    settings: SynthesisSettings,
+    sizes: Sizes,
+    compiled: FeatureFunction | None = None,
 ) -> GeneratorTraining:
-    training = GeneratorTraining(artifact, feature_map, settings, device=sizes.device)
+    training = GeneratorTraining(artifact, feature_map, settings, device=sizes.device, compiled=compiled)
     for _ in range(WARM_UP_STEPS):
         training.run_step()
     return training

@@ -34,7 +34,8 @@ LARGE = {
     "JPEG with a long profile": encoded(NOISE, "JPEG", quality=100, icc_profile=bytes(3 * HEADER_BYTES)),
     "BMP": encoded(NOISE, "BMP"),
     "WebP": encoded(NOISE, "WEBP", lossless=True),
-    "TIFF, described at its end": encoded(NOISE, "TIFF"),
+    "TIFF": encoded(NOISE, "TIFF"),  # which opens when it is cut, and may tell something else then
+    "TIFF, described at its end": encoded(NOISE, "TIFF", compression="tiff_lzw"),
 }
 
 
@@ -63,15 +64,18 @@ def read_sizes(source: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("image", LARGE)
-def test_the_beginning_says_what_the_whole_file_says(tmp_path, form, image):
+def test_the_beginning_says_what_the_whole_file_says(tmp_path, form, image, capfd):
     source = open_images(FORMS[form](tmp_path, LARGE[image]))
     assert isinstance(source, EncodedImageSource)
     assert len(LARGE[image]) > HEADER_BYTES
     assert source.header(0) == read_header(LARGE[image])
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("image", "whole"), [("PNG", False), ("JPEG", False), ("BMP", False), ("WebP", True)])
+@pytest.mark.parametrize(
+    ("image", "whole"), [("PNG", False), ("JPEG", False), ("BMP", False), ("WebP", True), ("TIFF", True)]
+)
 def test_no_more_is_read_than_that_tells(tmp_path, form, image, whole, monkeypatch):
     source = open_images(FORMS[form](tmp_path, LARGE[image]))
     lengths = read_sizes(source, monkeypatch)

@@ -22,7 +22,7 @@ from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_errors import UnreadableImageError, WorkerDiedError
 from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
 from dpmepf.shared.image_sources import open_images
-from dpmepf.shared.image_workers import default_workers, map_ranges, usable_cores
+from dpmepf.shared.image_workers import map_ranges, usable_cores
 
 FORMS = ("folder", "zip", "npz", "npz that fits")
 
@@ -248,8 +248,16 @@ def test_unusable_settings_are_usage_errors(tmp_path):
         batches(source, workers=-1)
 
 
-def test_by_default_one_core_is_left_to_the_encoder():
-    assert 1 <= default_workers() <= max(1, usable_cores() - 1)
+def test_by_default_every_core_decodes(tmp_path, monkeypatch):
+    asked = []
+
+    def mapped(function, source, ranges, *, workers):
+        asked.append(workers)
+        return map_ranges(function, source, ranges, workers=0)
+
+    monkeypatch.setattr(image_loading, "map_ranges", mapped)
+    assert len(batches(make_source(tmp_path, "folder"), workers=None)) == 3
+    assert asked == [usable_cores()]
 
 
 def test_mnist_sized_arrays_are_cut_into_batches_at_memory_speed(tmp_path):

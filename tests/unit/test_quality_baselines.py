@@ -12,7 +12,7 @@ import torch
 from dp_merf import RandomFourierFeatures, squared_bandwidth, write_dp_merf_set
 from dp_sgd import Recipe, noise_multiplier_for, train_private_classifier
 from opacus.accountants import PRVAccountant, RDPAccountant
-from synthesis_quality import arguments_of, planned
+from synthesis_quality import arguments_of, native_bfloat16, planned
 from synthesis_stand_ins import small_settings, squares
 
 from dpmepf.artifacts.relation import NeighbouringRelation
@@ -121,6 +121,12 @@ def test_what_a_run_is_of_tells_method_settings_and_code(tmp_path: Path) -> None
     assert [plan["settings"].get("steps") for plan in plans] == [5, 5, None]
     assert plans[2]["settings"]["passes"] == 10
     assert all(plan["version"] for plan in plans)
+    options = arguments_of(["--data", str(tmp_path), "--prior", "there/birds", "--public", "fish.zip"])
+    assert planned("ours", 1.0, 0, options)["settings"] == plans[0]["settings"] | {
+        "steps": 2160 if native_bfloat16() else 720,
+        "prior": "birds",
+        "public": ["fish.zip"],
+    }
 
 
 def test_dp_sgd_is_refused_under_a_relation_that_its_accountant_does_not_know(

@@ -82,6 +82,13 @@ def test_scores_by_different_networks_stand_in_different_rows() -> None:
     }
 
 
+def test_public_images_beside_the_encoders_are_named() -> None:
+    settings = run()["settings"]
+    text = document([run(settings=settings | {"public": ["a.zip", "b"]}), run(settings=settings | {"prior": "birds"})])
+    public = {row[2] for row in rows(text.partition("## The runs")[0], "dpmepf (")}
+    assert public == {"Tiny ImageNet; chosen from a.zip, b", "Tiny ImageNet; prior of birds"}
+
+
 def test_the_dp_sgd_classifier_is_called_no_synthetic_set_and_has_one_relation() -> None:
     settings = {"preset": "standard", "passes": 10, "batch_size": 1024}
     lacking = dict.fromkeys(("fid", "kid", "extractor"))
