@@ -165,7 +165,7 @@ class GeneratorTraining:
         self.processes = processes
         self.device = torch.device(device)
         self.feature_map = feature_map
-        self.compiled = compiled or feature_map  # what a step goes through
+        self.compiled = feature_map if compiled is None else compiled  # what a step goes through
         self.configuration = generator_configuration(artifact, settings)
         self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
         images_of_process(self.configuration.class_count, settings, processes)
