@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(RUN) -m pytest -m slow --timeout 3600
 
-# 12 to 17 minutes on two cores; make bench BENCH="--only synth" for one part, BENCH=--full for 1,000,000 records too.
+# 20 to 40 minutes on two cores, by the processor; make bench BENCH="--only synth" for one part, BENCH=--full for 1,000,000 records too.
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/speed/bench.py $(BENCH)
 

@@ -32,7 +32,7 @@ RUNS_HEAD = """\
 
 Accuracy in percent. *ε, other* is that of the same release under the other relation. FID and KID compare between rows
 whose *features* are the same, and with published ones only where these are Inception's. *Minutes* are those of all but
-the scoring, on the machine named.
+the scoring and the making of a prior, on the machine named.
 """
 
 

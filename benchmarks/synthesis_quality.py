@@ -78,7 +78,7 @@ def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace)
             settings = {"preset": options.preset, **dataclasses.asdict(dp_sgd.RECIPES[options.preset])}
         case _:
             settings = ours | ({"public": [path.name for path in options.public]} if options.public else {})
-            settings |= {"prior": options.prior.name} if options.prior else {}
+            settings |= {"prior": options.prior.resolve().name} if options.prior else {}
     real = "" if options.real == options.data else f", on {options.real.name}"
     files = {"dp-merf": ["benchmarks/dp_merf.py"], "dp-sgd": ["benchmarks/dp_sgd.py"]}.get(method, [])
     return {
@@ -226,6 +226,8 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
         parser.error("the accountant of dp-sgd is for records added or removed: leave it out, or choose that relation")
     if options.table is None and not options.data.exists():
         parser.error(f"{options.data} does not exist: name image data with --data")
+    if options.prior is not None and not options.prior.is_dir():
+        parser.error(f"{options.prior} is no folder: name one that dpmepf-synth wrote with --prior")
     options.real = options.real or options.data
     return options
 

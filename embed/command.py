@@ -180,7 +180,7 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     "--workers",
     type=click.IntRange(min=0),
     metavar="PROCESSES",
-    help="Decoding processes, 0 for none; undeclared, one for each core.",
+    help="Decoding processes, 0 for none; undeclared, one for each core, at most 16.",
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded instead of stopping.")
 @click.option(

@@ -99,6 +99,8 @@ def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
         raise DecodingError(TOO_LARGE) from None
     if image.width * image.height > LARGEST_IMAGE:
         raise DecodingError(TOO_LARGE)
+    if formats == HEADER_FIRST and not image.tile:  # cut before its pixels begin: until then more may be said of them
+        raise DecodingError(NOT_AN_IMAGE)
     return image
 
 

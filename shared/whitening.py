@@ -30,7 +30,7 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 def each_image_alone() -> Iterator[None]:
     """Whiten each image by a product of its own: others in the batch cannot change the order of additions.
 
-    What is released needs that. It takes several times as long as one product for all (`product_of_all`).
+    What is released needs that. It takes longer than one product for all (`product_of_all`).
     """
     before = _alone.set(True)
     try:
@@ -56,7 +56,7 @@ class Whitening(nn.Module):
             activations = activations.float().flatten(2)
             lengths = activations.flatten(1).norm(dim=1) / math.sqrt(activations.shape[2])
             if _alone.get():
-                # Channels last, as activations lie in memory, twice as fast as channels first.
+                # (W a)ᵀ = aᵀ Wᵀ, as activations lie channels last: faster.
                 each = self.matrix.T.expand(len(activations), -1, -1)
                 products = torch.bmm(activations.transpose(1, 2), each).transpose(1, 2)
             else:

@@ -117,7 +117,7 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "compiling",
     default=False,
     show_default=True,
-    help="Train through an encoder that torch.compile made, for which it needs a minute and a C++ compiler or Triton.",
+    help="Train through an encoder that torch.compile made, which takes minutes, and a C++ compiler or Triton.",
 )
 @click.option(
     "--encoder-weights",
@@ -181,6 +181,8 @@ def main(
         with _stop_signal(processes) as stop_requested:
             help_to_train(request, processes, stop_requested=stop_requested)
         return
+    if compiling:
+        console.print("Compiling the encoder takes minutes.")
     with progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
         result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
     _summarise(result)

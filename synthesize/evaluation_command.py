@@ -67,7 +67,7 @@ from dpmepf.synthesize.evaluation_report import EvaluationReport, check_report_p
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--workers", type=click.IntRange(min=0), help="Processes that decode images.  [default: one for each core]"
+    "--workers", type=click.IntRange(min=0), help="Decoding processes.  [default: one for each core, at most 16]"
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded, and count them.")
 @click.option(

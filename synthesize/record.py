@@ -49,7 +49,7 @@ def run_record(
         relabelled: whether the class means corrected the classes that images were drawn for.
         sha256: of the artifact's file, in hexadecimal.
         device: that trained.
-        compiled: whether torch.compile made the encoder that it trained through.
+        compiled: whether torch.compile made the encoder of the training, or of its last part if it was interrupted.
         timings: in seconds, with `training_seconds`.
     """
     ledger, features, generator = artifact.ledger, artifact.feature_map, trained.generator

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import read_verified_artifact
@@ -28,7 +29,7 @@ from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.prior import Prior, load_prior, require_fit
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
-from dpmepf.synthesize.training import FeatureFunction, generator_configuration, images_of_process
+from dpmepf.synthesize.training import ClassSchedule, generator_configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class PreparedRun:
     settings: SynthesisSettings
     numbers: tuple[int, ...]
     feature_map: FeatureMap
-    compiled: FeatureFunction | None
+    compiled: Callable[[Tensor], Tensor] | None
 
 
 def prepare(request: SynthesisRequest, output: OutputFolder, processes: TrainingProcesses) -> PreparedRun:
@@ -143,11 +144,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     if prior is not None:
         require_fit(prior.generator, configuration)
     settings = replace(settings, vary=configuration.varied)
-    numbers = sampling.images_per_class(artifact.counts(), samples=request.samples)
-    compiled = None
-    if request.compile:
-        images = images_of_process(len(artifact.classes), settings, processes)
-        compiled = compiled_feature_map(feature_map, images=min(images, settings.micro_batch_size or images))
+    own = ClassSchedule(len(artifact.classes), settings.batch_size).share(processes)
     run = PreparedRun(
         artifact=artifact,
         sha256=sha256,
@@ -157,12 +154,21 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         origin=origin,
         device=device,
         settings=settings,
-        numbers=numbers,
+        numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
         feature_map=feature_map,
-        compiled=compiled,
+        compiled=None,
     )
     processes.require_same(_fingerprint(run))
+    if request.compile and _steps_made(checkpoint) < settings.steps:
+        images = own.stop - own.start
+        compiled = compiled_feature_map(feature_map, images=min(images, settings.micro_batch_size or images))
+        run = replace(run, compiled=compiled)
+        processes.require_same(b"compiled")  # in all of them, before anything is written
     return run
+
+
+def _steps_made(checkpoint: Checkpoint | None) -> int:
+    return len(checkpoint.state.get("losses", ())) if checkpoint else 0
 
 
 def _fingerprint(run: PreparedRun) -> bytes:

@@ -94,7 +94,7 @@ def train_generator(
     callbacks: TrainingCallbacks | None = None,
     state: dict[str, Any] | None = None,
     prior: Generator | None = None,
-    compiled: FeatureFunction | None = None,
+    compiled: Callable[[Tensor], Tensor] | None = None,
     processes: TrainingProcesses = ALONE,
 ) -> TrainedGenerator:
     """Train a generator whose images have the class means that `artifact` released.
@@ -158,17 +158,17 @@ class GeneratorTraining:
         *,
         device: str | torch.device = "cpu",
         prior: Generator | None = None,
-        compiled: FeatureFunction | None = None,
+        compiled: Callable[[Tensor], Tensor] | None = None,
         processes: TrainingProcesses = ALONE,
     ) -> None:
         self.settings = settings
         self.processes = processes
         self.device = torch.device(device)
         self.feature_map = feature_map
-        self.compiled = feature_map if compiled is None else compiled  # what a step goes through
+        self.features_of_step = feature_map if compiled is None else compiled
         self.configuration = generator_configuration(artifact, settings)
         self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
-        images_of_process(self.configuration.class_count, settings, processes)
+        self.share = self.schedule.share(processes)
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
         self.targets = class_targets(artifact)
         probe = probe_for(self.targets, seed=settings.seed)
@@ -214,14 +214,13 @@ class GeneratorTraining:
         classes = self.schedule.next_classes(self.random).to(self.device)
         image_classes = classes.repeat_interleave(self.schedule.images_per_class)
         latents = torch.randn(len(image_classes), self.settings.latent_dimension, generator=self.random)
-        own = self.processes.share(len(image_classes))
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
-            images = self.generator(latents[own].to(self.device), image_classes[own])
+            images = self.generator(latents[self.share].to(self.device), image_classes[self.share])
             loss = self.objective.backward(
                 images,
                 classes,
-                self.compiled,
+                self.features_of_step,
                 per_class=self.schedule.images_per_class,
                 micro_batch_size=self.settings.micro_batch_size,
             )
@@ -301,22 +300,6 @@ class GeneratorTraining:
             raise TrainingError("the checkpoint does not fit this artifact: begin again with --force") from error
 
 
-def images_of_process(class_count: int, settings: SynthesisSettings, processes: TrainingProcesses) -> int:
-    """Images of a step that are this process's.
-
-    Raises:
-        UsageError: a step has fewer images than there are processes.
-    """
-    images = ClassSchedule(class_count, settings.batch_size).images_per_batch
-    if images < processes.count:
-        raise UsageError(
-            f"{processes.count} processes cannot share the {images} images of a step: start fewer, or choose a larger "
-            "--batch-size"
-        )
-    own = processes.share(images)
-    return int(own.stop - own.start)
-
-
 class ClassSchedule:
     """Which classes a batch holds, equally many images of each.
 
@@ -334,6 +317,19 @@ class ClassSchedule:
     def images_per_batch(self) -> int:
         """Number of images in every batch: the batch size, rounded down to full classes."""
         return self.images_per_class * self.classes_per_batch
+
+    def share(self, processes: TrainingProcesses) -> slice:
+        """Which images of a batch are this process's.
+
+        Raises:
+            UsageError: there are fewer images than processes.
+        """
+        if self.images_per_batch < processes.count:
+            raise UsageError(
+                f"{processes.count} processes cannot share the {self.images_per_batch} images of a step: start fewer, "
+                "or choose a larger --batch-size"
+            )
+        return processes.share(self.images_per_batch)
 
     def next_classes(self, random: torch.Generator) -> Tensor:
         """Return int64 classes_per_batch distinct classes."""

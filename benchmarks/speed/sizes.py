@@ -1,4 +1,4 @@
-"""How much is measured: by default some twelve minutes on two cores, or next to nothing, for a test."""
+"""How much is measured: by default 20 to 40 minutes on two cores, or next to nothing, for a test."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from measuring import alternately, ratios, run_script, seconds_of
 from sizes import Sizes
 from synthetic_sets import CLASSES
 from tables import Part, Target
+from torch import Tensor
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.ledger import plan_release
@@ -22,7 +23,7 @@ from dpmepf.shared.feature_map import FeatureMap
 from dpmepf.shared.precision import autocast, autocast_dtype
 from dpmepf.synthesize.compilation import compiled_feature_map
 from dpmepf.synthesize.settings import SynthesisSettings, settings_for
-from dpmepf.synthesize.training import FeatureFunction, GeneratorTraining
+from dpmepf.synthesize.training import GeneratorTraining
 
 LEAST_OF_BARE = 0.85
 MOST_OF_SMALL_COST = 1.4
@@ -130,7 +131,7 @@ def _warmed_up(
     feature_map: FeatureMap,
     settings: SynthesisSettings,
     sizes: Sizes,
-    compiled: FeatureFunction | None = None,
+    compiled: Callable[[Tensor], Tensor] | None = None,
 ) -> GeneratorTraining:
     training = GeneratorTraining(artifact, feature_map, settings, device=sizes.device, compiled=compiled)
     for _ in range(WARM_UP_STEPS):

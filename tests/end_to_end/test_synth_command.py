@@ -548,6 +548,30 @@ def test_options_outside_their_range_are_usage_errors(
     assert not list(tmp_path.glob("out*"))
 
 
+def test_the_steps_of_training_alone_go_through_the_compiled_encoder(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def compiled(feature_map: Any) -> Any:
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return feature_map(images)
+
+        return forward
+
+    plain = json.loads(run(artifact, "--output", tmp_path / "plain", "--json", *QUICK).stdout)
+    monkeypatch.setattr(torch, "compile", compiled)
+    result = run(artifact, "--output", tmp_path / "out", "--compile", "--json", *QUICK)
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert sizes == [4] * 4  # a trial and three steps, while labels are learned, too
+    assert record["losses"] == plain["losses"]
+    assert [plain["compiled"], record["compiled"]] == [False, True]
+    result = run(artifact, "--output", tmp_path / "out", "--compile", "--resume", "--json", *QUICK)
+    assert sizes == [4] * 4 and not json.loads(result.stdout)["compiled"]  # there is no step to make
+
+
 def test_a_machine_that_cannot_compile_says_so_before_anything_is_written(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from shard_examples import write_parquet, write_tar
 from test_image_sources import write_tree, write_zip
 
-from dpmepf.shared.image_decoding import DecodingError, read_header
+from dpmepf.shared import image_source_types, parquet_files, tar_files
+from dpmepf.shared.image_decoding import DecodingError, ImageHeader, read_header
 from dpmepf.shared.image_source_types import HEADER_BYTES, EncodedImageSource
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
@@ -38,6 +39,13 @@ LARGE = {
     "TIFF, described at its end": encoded(NOISE, "TIFF", compression="tiff_lzw"),
 }
 
+
+TWICE_DESCRIBED = (  # grey and small by the header that comes first, and then the other way round
+    b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x0a\x00\x0a\x01\x01\x11\x00"
+    + bytes(70_000)
+    + b"\xff\xc0\x00\x11\x08\x00\x40\x00\x40\x03\x01\x11\x00\x02\x11\x00\x03\x11\x00"
+    + b"\xff\xda\x00\x0c\x03\x01\x00\x02\x11\x03\x11\x00\x3f\x00"
+)
 
 FORMS = {
     "folder": lambda root, data: write_tree(root / "d", {"a.png": data}),  # whatever it is
@@ -70,6 +78,20 @@ def test_the_beginning_says_what_the_whole_file_says(tmp_path, form, image, capf
     assert len(LARGE[image]) > HEADER_BYTES
     assert source.header(0) == read_header(LARGE[image])
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_described_again_behind_the_beginning_is_as_the_whole_file_says(tmp_path):
+    source = open_images(FORMS["folder"](tmp_path, TWICE_DESCRIBED))
+    assert source.header(0) == read_header(TWICE_DESCRIBED) == ImageHeader(shorter_side=64, grey=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_too_large_a_file_has_no_header(tmp_path, form, monkeypatch):
+    source = open_images(FORMS[form](tmp_path, LARGE["PNG"]))
+    for module in (image_source_types, tar_files, parquet_files):
+        monkeypatch.setattr(module, "LARGEST_FILE", len(LARGE["PNG"]) - 1)
+    with pytest.raises(DecodingError, match="million pixels"):
+        source.header(0)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -121,7 +121,8 @@ def test_what_a_run_is_of_tells_method_settings_and_code(tmp_path: Path) -> None
     assert [plan["settings"].get("steps") for plan in plans] == [5, 5, None]
     assert plans[2]["settings"]["passes"] == 10
     assert all(plan["version"] for plan in plans)
-    options = arguments_of(["--data", str(tmp_path), "--prior", "there/birds", "--public", "fish.zip"])
+    (tmp_path / "birds").mkdir()
+    options = arguments_of(["--data", str(tmp_path), "--prior", str(tmp_path / "birds"), "--public", "fish.zip"])
     assert planned("ours", 1.0, 0, options)["settings"] == plans[0]["settings"] | {
         "steps": 2160 if native_bfloat16() else 720,
         "prior": "birds",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -133,23 +136,26 @@ def test_activations_that_are_all_zero_have_a_gradient_of_zero() -> None:
     assert torch.equal(blank.grad, torch.zeros_like(blank))
 
 
+@pytest.mark.parametrize("side", [1, 2, 4])
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, each_image_alone])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_with_a_gradient_it_gives_the_same_and_the_gradient_of_the_definition(
-    memory_format: torch.memory_format,
+    memory_format: torch.memory_format, mode: Callable[[], AbstractContextManager[None]], side: int
 ) -> None:
     whitening = Whitening(CHANNELS)
     random = torch.Generator().manual_seed(3)
     whitening.matrix.copy_(torch.randn(CHANNELS, CHANNELS, generator=random))  # not symmetric, as a measured one is
     whitening.shift.copy_(torch.randn(CHANNELS, generator=random))
-    images = activations(20, seed=2).unflatten(2, (4, 4)).contiguous(memory_format=memory_format)
+    images = activations(20, seed=2).unflatten(2, (4, 4))[..., :side, :side].contiguous(memory_format=memory_format)
     leaf = images.clone(memory_format=torch.preserve_format).requires_grad_()
-    weights = torch.randn(20, CHANNELS, POSITIONS, generator=random)
+    weights = torch.randn(20, CHANNELS, side**2, generator=random)
 
-    found = whitening(leaf)
+    with mode():
+        found = whitening(leaf)
     (found * weights).sum().backward()
 
     exact = images.double().flatten(2).requires_grad_()
-    shift = whitening.shift.double() * exact.flatten(1).norm(dim=1)[:, None] / POSITIONS**0.5
+    shift = whitening.shift.double() * exact.flatten(1).norm(dim=1)[:, None] / side
     defined = torch.einsum("dc,ncp->ndp", whitening.matrix.double(), exact) - shift[:, :, None]
     (defined * weights).sum().backward()
     assert exact.grad is not None and leaf.grad is not None

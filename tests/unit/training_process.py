@@ -201,7 +201,7 @@ def not_finite(processes: TrainingProcesses) -> None:
     for _ in range(2):
         training.run_step()
     if processes.rank == processes.count - 1:
-        training.compiled = lambda images: feature_map(images) * math.nan  # type: ignore[assignment]
+        training.features_of_step = lambda images: feature_map(images) * math.nan  # type: ignore[assignment]
     training.run_step()
 
 
