@@ -4,6 +4,7 @@ and it is said once.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -27,16 +28,18 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
+INTERRUPTED = "interrupted: nothing was released and nothing was written"
+LOST = f"another process of this run|{INTERRUPTED}"  # by which comes first: the loss, or torchrun's word to stop for it
 ENDS = [
-    (1, "kill before the data are opened", "another process of this run"),
-    (1, "kill while embedding", "another process of this run"),
-    (3, "kill while embedding", "another process of this run"),
-    (0, "kill while embedding", "another process of this run"),
+    (1, "kill before the data are opened", LOST),
+    (1, "kill while embedding", LOST),
+    (3, "kill while embedding", LOST),
+    (0, "kill while embedding", LOST),
     (0, "kill after the sums", None),
     (2, "a defect that quotes private values", "internal error RuntimeError"),
     (0, "a defect that quotes private values", "internal error RuntimeError"),
-    (2, "Ctrl-C while embedding", "interrupted: nothing was released and nothing was written"),
-    (2, "Ctrl-C at torchrun", "interrupted: nothing was released and nothing was written"),
+    (2, "Ctrl-C while embedding", INTERRUPTED),
+    (2, "Ctrl-C at torchrun", INTERRUPTED),
     (2, "an image that cannot be decoded", "an image cannot be used"),
 ]
 
@@ -68,7 +71,7 @@ def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence(
     assert SECRET not in finished.stderr
     sentences = [line for line in finished.stderr.splitlines() if line.startswith("Error: ")]
     assert len(sentences) == (said is not None), finished.stderr
-    assert said is None or said in sentences[0]
+    assert said is None or re.search(said, sentences[0])
     assert "Released once" not in finished.stderr
 
 
