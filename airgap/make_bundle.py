@@ -1,8 +1,8 @@
 """Make the folder with which a machine without a network installs dpmepf. Run by `make bundle`.
 
 The bundle is of one commit and for machines like this one: the same version of Python, operating system and processor.
-It holds the whole package with all that it requires. What only the modeller needs of that is small beside torch, and
-`pip check` would miss it. Making a bundle takes Python, pip and git, and no other package.
+It holds the whole package with all that it requires, and what reads parquet files. What only the modeller needs of that
+is small beside torch, and `pip check` would miss it. Making a bundle takes Python, pip and git, and no other package.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+EXTRAS = "[parquet]"  # of setup.cfg: where nothing can be fetched, it is too late to find that it is wanted
 WHEELS_ONLY = ("--only-binary", ":all:")
 
 
@@ -112,7 +113,8 @@ def fetch_torch(wheels: Path, requirements: list[str], index: str | None) -> Non
 
 def fetch_dependencies(wheels: Path) -> None:
     """Fetch what the wheels in a folder need and it does not hold yet, with pip as it is set up here."""
-    pip("download", *WHEELS_ONLY, "--dest", wheels, *sorted(wheels.glob("*.whl")))
+    fetched = [f"{wheel}{EXTRAS if wheel.name.startswith('dpmepf-') else ''}" for wheel in sorted(wheels.glob("*.whl"))]
+    pip("download", *WHEELS_ONLY, "--dest", wheels, *fetched)
 
 
 def complete(bundle: Path, source: Path, revision: str) -> None:
@@ -142,7 +144,7 @@ def write_requirements(bundle: Path) -> dict[str, str]:
     """
     wheels = bundle / "wheels"
     alone = ("--isolated", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-index", "--report", "-")
-    report = pip(*alone, *WHEELS_ONLY, "--find-links", wheels, "dpmepf", PIP_CONFIG_FILE=os.devnull)
+    report = pip(*alone, *WHEELS_ONLY, "--find-links", wheels, f"dpmepf{EXTRAS}", PIP_CONFIG_FILE=os.devnull)
     versions, requirements, needed = {}, [], set()
     for package in json.loads(report)["install"]:
         name, version = package["metadata"]["name"], package["metadata"]["version"]

@@ -42,6 +42,11 @@ class Checkpoint:
     seconds: float
     prior: dict[str, Any] | None = None
 
+    @property
+    def losses(self) -> list[float]:
+        """One for each step that was made; a state without any does not load (`GeneratorTraining`)."""
+        return list(self.state.get("losses", ()))
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint.pt` into `folder`; an interruption leaves the previous one."""

@@ -159,7 +159,8 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         compiled=None,
     )
     processes.require_same(_fingerprint(run))
-    if request.compile and _steps_made(checkpoint) < settings.steps:
+    steps_made = len(checkpoint.losses) if checkpoint else 0
+    if request.compile and steps_made < settings.steps:
         images = own.stop - own.start
         compiled = compiled_feature_map(feature_map, images=min(images, settings.micro_batch_size or images))
         run = replace(run, compiled=compiled)
@@ -167,13 +168,9 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     return run
 
 
-def _steps_made(checkpoint: Checkpoint | None) -> int:
-    return len(checkpoint.state.get("losses", ())) if checkpoint else 0
-
-
 def _fingerprint(run: PreparedRun) -> bytes:
     """SHA-256 of what the processes of a training have to agree in."""
-    losses = run.checkpoint.state.get("losses") if run.checkpoint else None
+    losses = run.checkpoint.losses if run.checkpoint else None
     parts = [run.sha256, run.settings.to_dict(), losses, run.origin, run.device.type, torch.__version__]
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 

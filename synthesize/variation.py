@@ -68,16 +68,15 @@ class Variation(nn.Module):
         Returns:
             N×C×R×R float32 in [0, 1]; what comes in from outside an image is its reflection.
         """
-        with torch.autocast(logits.device.type, enabled=False):
-            amounts = self.sizes_of(classes) * (2 * torch.special.ndtr(latents.float()) - 1)
-            zoom, turn, columns, rows, contrast, brightness = amounts[:, :, None, None].unbind(dim=1)  # N x 1 x 1
-            means = logits.mean(dim=(1, 2, 3), keepdim=True)
-            images = ((logits - means) * contrast[:, None].exp() + means + brightness[:, None]).sigmoid()
-            side = logits.shape[-1]
-            places = (torch.arange(side, device=logits.device) * 2 + 1) / side - 1  # centres of pixels, -1 to 1
-            along, across = zoom.exp() * turn.cos(), zoom.exp() * turn.sin()
-            x = along * places - across * places[:, None] + columns  # N x R x R
-            y = across * places + along * places[:, None] + rows
-            return functional.grid_sample(
-                images, torch.stack([x, y], dim=-1), padding_mode="reflection", align_corners=False
-            )
+        amounts = self.sizes_of(classes) * (2 * torch.special.ndtr(latents.float()) - 1)
+        zoom, turn, columns, rows, contrast, brightness = amounts[:, :, None, None].unbind(dim=1)  # N x 1 x 1
+        means = logits.mean(dim=(1, 2, 3), keepdim=True)
+        images = ((logits - means) * contrast[:, None].exp() + means + brightness[:, None]).sigmoid()
+        side = logits.shape[-1]
+        places = (torch.arange(side, device=logits.device) * 2 + 1) / side - 1  # centres of pixels, -1 to 1
+        along, across = zoom.exp() * turn.cos(), zoom.exp() * turn.sin()
+        x = along * places - across * places[:, None] + columns  # N x R x R
+        y = across * places + along * places[:, None] + rows
+        return functional.grid_sample(
+            images, torch.stack([x, y], dim=-1), padding_mode="reflection", align_corners=False
+        )

@@ -63,6 +63,10 @@ def test_a_release_and_its_audit_work_where_the_bundle_was_installed(
     subprocess.run([*offline, commands / "dpmepf-audit", artifact], check=True, env=ENVIRONMENT, cwd=tmp_path)
 
 
+def test_parquet_files_can_be_read_where_the_bundle_was_installed(commands: Path) -> None:
+    subprocess.run([commands / "python", "-c", "import pyarrow.parquet"], check=True, env=ENVIRONMENT, cwd="/")
+
+
 def test_what_was_installed_is_the_bundles_wheel_and_not_this_checkout(commands: Path) -> None:
     where = "from dpmepf.shared import encoders; print(encoders.__file__)"
     found = subprocess.check_output([commands / "python", "-c", where], text=True, env=ENVIRONMENT, cwd="/")

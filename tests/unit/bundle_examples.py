@@ -1,4 +1,4 @@
-"""A bundle small enough for quick tests: the real scripts around two wheels of a few lines."""
+"""A bundle small enough for quick tests: the real scripts around three wheels of a few lines."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ DPMEPF = {
     "dpmepf/embed/command.py": "def main():\n    import addition\n",
     "dpmepf-0.1.0.dist-info/entry_points.txt": "[console_scripts]\ndpmepf-embed = dpmepf.embed.command:main\n",
 }
+REQUIREMENTS = """\
+Requires-Dist: addition>=1
+Provides-Extra: parquet
+Requires-Dist: columns>=3; extra == "parquet"
+"""
 
 
 def load_make_bundle() -> ModuleType:
@@ -29,14 +34,12 @@ def load_make_bundle() -> ModuleType:
     return module
 
 
-def write_wheel(folder: Path, name: str, version: str, *, requires: str = "", files: dict[str, str]) -> Path:
+def write_wheel(folder: Path, name: str, version: str, *, metadata: str = "", files: dict[str, str]) -> Path:
     """A wheel of pure Python that holds `files`."""
     folder.mkdir(parents=True, exist_ok=True)
     information = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    metadata += f"Requires-Dist: {requires}\n" if requires else ""
     content = files | {
-        f"{information}/METADATA": metadata,
+        f"{information}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}",
         f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},,\n" for path in [*content, f"{information}/RECORD"])
@@ -47,7 +50,9 @@ def write_wheel(folder: Path, name: str, version: str, *, requires: str = "", fi
     return wheel
 
 
-def write_small_wheels(wheels: Path) -> tuple[Path, Path]:
-    """Something called dpmepf with the parts that install.sh looks at, and the package that it requires."""
-    ours = write_wheel(wheels, "dpmepf", "0.1.0", requires="addition>=1", files=DPMEPF)
-    return ours, write_wheel(wheels, "addition", "1.2", files={"addition.py": "def add(a, b):\n    return a + b\n"})
+def write_small_wheels(wheels: Path) -> tuple[Path, Path, Path]:
+    """Something called dpmepf with the parts that install.sh looks at, what it requires, and an extra."""
+    ours = write_wheel(wheels, "dpmepf", "0.1.0", metadata=REQUIREMENTS, files=DPMEPF)
+    columns = write_wheel(wheels, "columns", "3.1", files={"columns.py": ""})
+    addition = {"addition.py": "def add(a, b):\n    return a + b\n"}
+    return ours, columns, write_wheel(wheels, "addition", "1.2", files=addition)

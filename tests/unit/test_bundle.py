@@ -35,17 +35,34 @@ def sha256(file: Path) -> str:
 
 
 def test_requirements_name_each_wheel_with_its_version_and_hash(program: ModuleType, tmp_path: Path) -> None:
-    ours, addition = write_small_wheels(tmp_path / "wheels")
-    assert program.write_requirements(tmp_path) == {"dpmepf": "0.1.0", "addition": "1.2"}
+    ours, columns, addition = write_small_wheels(tmp_path / "wheels")
+    assert program.write_requirements(tmp_path) == {"dpmepf": "0.1.0", "addition": "1.2", "columns": "3.1"}
     assert (tmp_path / "requirements.txt").read_text() == (
-        f"addition==1.2 --hash=sha256:{sha256(addition)}\ndpmepf==0.1.0 --hash=sha256:{sha256(ours)}\n"
+        f"addition==1.2 --hash=sha256:{sha256(addition)}\n"
+        f"columns==3.1 --hash=sha256:{sha256(columns)}\n"
+        f"dpmepf==0.1.0 --hash=sha256:{sha256(ours)}\n"
     )
+
+
+def test_what_reads_parquet_files_is_fetched_too(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be fetched, it is too late to find that the private images are in such files."""
+    _, *others = write_small_wheels(tmp_path / "wheels")
+    (tmp_path / "index").mkdir()
+    for wheel in others:
+        wheel.rename(tmp_path / "index" / wheel.name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    program.fetch_dependencies(tmp_path / "wheels")
+    names = sorted(wheel.name.partition("-")[0] for wheel in (tmp_path / "wheels").iterdir())
+    assert names == ["addition", "columns", "dpmepf"]
 
 
 def test_a_wheel_that_is_missing_from_the_folder_is_not_taken_from_anywhere_else(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, addition = write_small_wheels(tmp_path / "wheels")
+    *_, addition = write_small_wheels(tmp_path / "wheels")
     (tmp_path / "elsewhere").mkdir()
     addition.rename(tmp_path / "elsewhere" / addition.name)
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
@@ -131,7 +148,7 @@ def test_a_bundles_readme_says_what_it_is_of(without_fetching: ModuleType, tmp_p
     assert text.startswith("dpmepf 0.1.0, ")
     assert REVISION in text
     assert (tmp_path / "bundle" / "MADE_FOR").read_text() in text
-    assert " 2 wheels" in text
+    assert " 3 wheels" in text
 
 
 @pytest.mark.parametrize(

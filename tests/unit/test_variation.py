@@ -112,16 +112,6 @@ def test_sizes_grow_or_shrink_to_what_the_features_are_met_by(true_size: float) 
     assert learned == pytest.approx(true_size, rel=0.1)
 
 
-def test_half_precision_around_it_does_not_move_pixels() -> None:
-    logits, module = logits_of(side=32), Variation(1)
-    numbers = torch.randn(1, len(CHANGES), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        alone = module(logits, numbers, torch.tensor([0]))
-        with torch.autocast("cpu", torch.bfloat16):
-            within = module(logits, numbers, torch.tensor([0]))
-    assert torch.equal(alone, within)
-
-
 def test_images_stay_between_0_and_1_however_far_they_are_changed() -> None:
     module = variation(**{name: 0.99 * change.most for name, change in CHANGES.items()})
     random = torch.Generator().manual_seed(4)
