@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from dpmepf.synthesize import command, synthesis, training
+from dpmepf.synthesize import command, labelling, synthesis, training
 
 
 def before_step(step: int, action: Callable[[], object]) -> None:
@@ -78,6 +78,7 @@ def main(rank: str, event: str, *arguments: str) -> None:
         command.SynthesisCallbacks = always  # type: ignore[misc,assignment]
     training.RECALIBRATION_IMAGES = 8
     training.DENOISING_IMAGES = 40
+    labelling.IMAGES = labelling.IMAGES_PER_STEP = 40
     if os.environ["RANK"] == rank:
         EVENTS[event.removesuffix(" before a checkpoint")]()
     command.main(args=list(arguments), prog_name="dpmepf-synth")

@@ -54,6 +54,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def _learn_from_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "IMAGES", 100)
+    monkeypatch.setattr(labelling, "IMAGES_PER_STEP", 40)
     monkeypatch.setattr(training, "DENOISING_IMAGES", 40)
 
 
