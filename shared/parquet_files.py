@@ -151,6 +151,7 @@ class ParquetRows:
 
     def _read_group(self, shard: str, group: int) -> list[bytes | None]:
         path = self.root / shard
+        self._forget_oldest(keep=0)
         images: list[bytes | None] = []
         size = 0
         # A row at a time: one value may stand for many rows in the file, and must not be copied for all at once.
@@ -165,11 +166,15 @@ class ParquetRows:
             raise UnreadableDataError.in_shard(_DAMAGED, path=path, public=self._public)
         self._kept[shard, group], self._kept_sizes[shard, group] = images, size
         self._kept_size += size
-        while len(self._kept) > 1 and self._kept_size > KEPT_ROW_GROUPS:
+        self._forget_oldest(keep=1)
+        return images
+
+    def _forget_oldest(self, *, keep: int) -> None:
+        """Until all row groups are within the limit, or only `keep` are left."""
+        while len(self._kept) > keep and self._kept_size > KEPT_ROW_GROUPS:
             oldest = next(iter(self._kept))
             self._kept_size -= self._kept_sizes.pop(oldest)
             del self._kept[oldest]
-        return images
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": None, "_file": None, "_kept": {}, "_kept_sizes": {}}

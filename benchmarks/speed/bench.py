@@ -1,7 +1,8 @@
 """How fast and how large everything is, against what bounds it: both sides in one run. Run by `make bench`.
 
 Five parts: embedding, release, synthesis, how the cost grows, and how much of what the machine can is used. Sides of a
-ratio alternate; every row has the least, middle and largest figure over the repeats, and the verdict is the median's.
+ratio alternate; a row has the least, middle and largest figure over the repeats, and the verdict is the median's. Peaks
+of embedding, and cost against records, are of one run.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -52,7 +52,11 @@ def measure(sizes: Sizes, report: Report) -> Iterator[Part]:
 
 
 def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], sizes: Sizes) -> Part:
-    """Steady rates: start-up, the check of independence and the release are fixed costs, and not in them."""
+    """Rates without the program's start, the check of independence and the release, which are fixed costs.
+
+    That of embedding is of all images from the first to the last, starting the workers included: what they decode ahead
+    of a first batch has to be in the time.
+    """
     feature_map = feature_map_of(encoder, side, device=sizes.device)
     in_memory = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(sizes.device)
     labels = torch.arange(len(images), device=sizes.device) % CLASSES
@@ -90,7 +94,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     part.notes.append(
         "Decoding and encoder share the cores: where there are few, decoding slows the encoder down before it limits. "
         "No more can be had then than both one after the other, each on all cores: 1 in the last ratio of each form. "
-        "Peaks are without decoding processes."
+        "Memory of all processes counts pages that several share once (PSS), and is looked at four times a second."
     )
     return part
 
@@ -116,26 +120,18 @@ def _float_rate(feature_map: FeatureMap, images: Tensor, labels: Tensor, batch: 
 def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
     """On all cores; from the first batch to the last, so that starting the workers does not count."""
     batches = iterate_batches(source, resolution=side, channels=3, batch_size=batch, workers=usable_cores())
-    return _rate((len(labels), time.perf_counter()) for _, labels in batches)
+    (_, begin), *others = [(len(labels), time.perf_counter()) for _, labels in batches]
+    return sum(count for count, _ in others) / max(others[-1][1] - begin, 1e-9)
 
 
 def _embedding_rate(source: ImageSource, feature_map: FeatureMap, sizes: Sizes) -> float:
-    finished: list[tuple[int, float]] = []
+    schema = _schema(source, feature_map.description.resolution)
+    settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device)
     with mock.patch.object(pipeline, "_check_independence"):  # a fixed cost, which has a row of its own
-        sum_images(
-            source,
-            schema=_schema(source, feature_map.description.resolution),
-            feature_map=feature_map,
-            settings=EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device),
-            on_images=lambda count: finished.append((count, time.perf_counter())),
+        seconds = seconds_of(
+            lambda: sum_images(source, schema=schema, feature_map=feature_map, settings=settings), sizes.device
         )
-    return _rate(finished)
-
-
-def _rate(finished: Iterable[tuple[int, float]]) -> float:
-    """Images/s of pairs (images, when), all but the first."""
-    (_, begin), *others = finished
-    return sum(count for count, _ in others) / max(others[-1][1] - begin, 1e-9)
+    return len(source) / seconds
 
 
 def _schema(source: ImageSource, side: int) -> ImageSchema:
@@ -143,7 +139,7 @@ def _schema(source: ImageSource, side: int) -> ImageSchema:
 
 
 def _memory(part: Part, encoder: str, data: dict[str, Path], output: Path, sizes: Sizes) -> None:
-    """Peak of a whole run in a process of its own, without its decoding workers."""
+    """Peak of a whole run in a process of its own, and with its decoding workers."""
     for form, path in data.items():
         if (encoder, form) not in sizes.memory_cases:
             continue
@@ -158,7 +154,8 @@ def _memory(part: Part, encoder: str, data: dict[str, Path], output: Path, sizes
         )
         is_target = encoder == "builtin" and sizes.device == "cpu"  # a GPU's driver takes memory of its own
         target = Target(at_most=MOST_MIB) if is_target else None
-        part.add(f"{form}: peak memory of a whole run", "MiB", found["peak_mib"], target)
+        part.add(f"{form}: peak memory of a whole run, one process", "MiB", found["peak_mib"])
+        part.add(f"{form}: the same, all its processes", "MiB", found["peak_of_all_mib"], target)
 
 
 def _mnist(sizes: Sizes) -> Part:
@@ -176,9 +173,9 @@ def _mnist(sizes: Sizes) -> Part:
         with tempfile.TemporaryDirectory() as folder:
             options = ["--eps", 2, "--output", Path(folder) / "artifact.h5", "--resolution", 28, "--channels", 1]
             options += ["--device", sizes.device]
-            seconds, peak, _ = run_child([command, "--data", sizes.mnist, *options])
-        peaks.append(peak)
-        return seconds
+            child = run_child([command, "--data", sizes.mnist, *options])
+        peaks.append(child.peak_of_all_mib)
+        return child.seconds
 
     bare = bare_encoder(feature_map)
     bare_rate(bare, images[: sizes.batch], sizes.batch)
@@ -191,6 +188,6 @@ def _mnist(sizes: Sizes) -> Part:
     on_cpu = sizes.device == "cpu"  # on a GPU starting takes longer than all of the bare pass, and memory of its own
     most_time = Target(at_most=MOST_OF_BARE_TIME) if on_cpu else None
     part.add("time ratio", "ratio", ratios(figures, "command", "bare"), most_time)
-    part.add("peak memory", "MiB", peaks, Target(at_most=MOST_MIB) if on_cpu else None)
+    part.add("peak memory of all processes", "MiB", peaks, Target(at_most=MOST_MIB) if on_cpu else None)
     part.notes.append(f"{len(images):,} images. Both sides keep freed memory, as the command does for itself.")
     return part

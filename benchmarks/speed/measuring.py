@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 _POLL_SECONDS = 0.02
+_POLLS_PER_LOOK = 12  # at all processes
 _MIB = 1 << 20
 
 
@@ -59,32 +61,58 @@ def peak_of_process(pid: int | str = "self") -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def run_child(command: list[object]) -> tuple[float, float, str]:
-    """Run a command: its wall-clock seconds, its peak memory in MiB and what it wrote to stdout.
+def memory_of_all(pid: int) -> int:
+    """Bytes of a process and all that it started, shared pages counted once (PSS); 0 for those that have ended."""
+    process = Path(f"/proc/{pid}")
+    try:
+        lines = (process / "smaps_rollup").read_text("utf-8").splitlines()
+        children = [child for task in (process / "task").iterdir() for child in (task / "children").read_text().split()]
+    except OSError:
+        return 0
+    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return own + sum(memory_of_all(int(child)) for child in children)
 
-    The peak is the kernel's own high-water mark, read often: what grows in the last hundredth of a second may be
-    missed. Processes that the command starts itself (its decoding workers) are not counted.
+
+@dataclass(frozen=True)
+class Child:
+    """A command that has ended.
+
+    peak_mib: its own, the kernel's high-water mark, read often: what grows in the last hundredth of a second may be
+        missed. peak_of_all_mib: with the processes that it starts itself (its decoding workers), looked at less often.
     """
+
+    seconds: float
+    peak_mib: float
+    peak_of_all_mib: float
+    output: str
+
+
+def run_child(command: list[object]) -> Child:
+    """Run a command. Raises RuntimeError with what it wrote to stderr."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    peak = 0
+    peak = peak_of_all = looks = 0
     while True:
         try:
             output, errors = process.communicate(timeout=_POLL_SECONDS)
             break
         except subprocess.TimeoutExpired:
             peak = max(peak, peak_of_process(process.pid))
+            if looks % _POLLS_PER_LOOK == 0:
+                peak_of_all = max(peak_of_all, memory_of_all(process.pid))
+            looks += 1
     seconds = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode(errors='replace')}")
-    return seconds, peak / _MIB, output.decode()
+    return Child(seconds, peak / _MIB, peak_of_all / _MIB, output.decode())
 
 
 def run_script(name: str, **arguments: object) -> dict[str, float]:
-    """Run a script beside this one in a process of its own; it prints one JSON object, to which its peak is added."""
+    """Run a script beside this one in a process of its own; it prints one JSON object, to which its peaks are added."""
     script = Path(__file__).with_name(name)
-    seconds, peak, output = run_child([sys.executable, script, json.dumps(arguments, default=str)])
-    return {"seconds": seconds, "peak_mib": peak, **json.loads(output)}
+    child = run_child([sys.executable, script, json.dumps(arguments, default=str)])
+    found = {"seconds": child.seconds, "peak_mib": child.peak_mib, "peak_of_all_mib": child.peak_of_all_mib}
+    return {**found, **json.loads(child.output)}
 
 
 def machine(device: str) -> str:

@@ -168,6 +168,7 @@ def _two_passes(sizes: Sizes) -> Part:
         part.add(f"{scope}: peak memory", "ratio", memory, Target(at_most=MOST_OF_SMALL_MEMORY) if is_target else None)
     part.notes.append(
         "The objective begins at images that are there already. A whole step makes them too, and its generator keeps "
-        "all of the batch, whose batch norm belongs together: two passes spare the encoder's memory, not that."
+        "all of the batch, whose batch norm belongs together: two passes spare the encoder's memory, not that. "
+        f"Batches are of as many images as {CLASSES} classes share evenly; on a CPU peaks are whole processes'."
     )
     return part

@@ -1,5 +1,6 @@
 """One of several processes fails, is killed or interrupted: the run ends, nothing is released, charged or left behind,
-and it is said once.
+and it is said once, or by torchrun alone: the others have done their part when the first has all sums, and whether it
+then released anything is not theirs to say.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ ENDS = [
     ("processes", "rank", "event", "said"),
     [(2, *ENDS[1]), *(pytest.param(4, *end, marks=pytest.mark.slow) for end in ENDS)],
 )
-def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence(
+def test_a_process_that_ends_too_early_ends_the_run_with_one_sentence_at_most(
     data: Path, tmp_path: Path, processes: int, rank: int, event: str, said: str | None
 ) -> None:
     out, register = tmp_path / "out", tmp_path / "register.sqlite"

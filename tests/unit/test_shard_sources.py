@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,6 +323,29 @@ def test_a_process_keeps_the_last_row_group_and_earlier_ones_up_to_a_limit(
     monkeypatch.setattr(parquet_files, "KEPT_ROW_GROUPS", 100)
     rows.read("20")
     assert list(rows._kept) == [("", 5)]
+
+
+def test_a_row_group_above_the_limit_is_forgotten_before_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [bytes(100)] * 12, row_group_size=4)
+    monkeypatch.setattr(parquet_files, "KEPT_ROW_GROUPS", 300)
+    rows = open_images(path).members  # type: ignore[attr-defined]
+    kept: list[int] = []
+    original = parquet_files._open
+
+    class Watched:
+        def __init__(self, file: Any) -> None:
+            self.file, self.metadata = file, file.metadata
+
+        def iter_batches(self, *arguments: Any, **options: Any) -> Any:
+            kept.append(sum(len(data) for group in rows._kept.values() for data in group))
+            return self.file.iter_batches(*arguments, **options)
+
+    monkeypatch.setattr(parquet_files, "_open", lambda path: Watched(original(path)))
+    for row in (0, 4, 8):
+        rows.read(str(row))
+    assert kept == [0, 0, 0]
 
 
 def test_the_index_of_a_tar_does_not_grow_with_pixels(tmp_path: Path) -> None:
