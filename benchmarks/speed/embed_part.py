@@ -94,7 +94,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     part.notes.append(
         "Decoding and encoder share the cores: where there are few, decoding slows the encoder down before it limits. "
         "No more can be had then than both one after the other, each on all cores: 1 in the last ratio of each form. "
-        "Memory of all processes counts pages that several share once (PSS), and is looked at four times a second."
+        "Memory of all processes is the command's peak and the most that its decoding processes share with no other."
     )
     return part
 

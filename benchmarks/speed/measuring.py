@@ -61,16 +61,23 @@ def peak_of_process(pid: int | str = "self") -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def memory_of_all(pid: int) -> int:
-    """Bytes of a process and all that it started, shared pages counted once (PSS); 0 for those that have ended."""
+def memory_of_children(pid: int) -> int:
+    """Bytes that the processes which a process started share with no other, as the kernel counts them; Linux only."""
     process = Path(f"/proc/{pid}")
     try:
-        lines = (process / "smaps_rollup").read_text("utf-8").splitlines()
-        children = [child for task in (process / "task").iterdir() for child in (task / "children").read_text().split()]
-    except OSError:
+        children = [int(child) for task in (process / "task").iterdir() for child in _words(task / "children")]
+    except OSError:  # it has ended
         return 0
-    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return own + sum(memory_of_all(int(child)) for child in children)
+    return sum(_private_memory(child) + memory_of_children(child) for child in children)
+
+
+def _private_memory(pid: int) -> int:
+    lines = _lines_of(f"/proc/{pid}/smaps_rollup")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text("utf-8").split()
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class Child:
     """A command that has ended.
 
     peak_mib: its own, the kernel's high-water mark, read often: what grows in the last hundredth of a second may be
-        missed. peak_of_all_mib: with the processes that it starts itself (its decoding workers), looked at less often.
+        missed. peak_of_all_mib: and the most that the processes which it starts (its decoding workers) have beside it,
+        looked at less often, whether at the same time or not.
     """
 
     seconds: float
@@ -91,7 +99,7 @@ def run_child(command: list[object]) -> Child:
     """Run a command. Raises RuntimeError with what it wrote to stderr."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    peak = peak_of_all = looks = 0
+    peak = peak_of_children = looks = 0
     while True:
         try:
             output, errors = process.communicate(timeout=_POLL_SECONDS)
@@ -99,12 +107,12 @@ def run_child(command: list[object]) -> Child:
         except subprocess.TimeoutExpired:
             peak = max(peak, peak_of_process(process.pid))
             if looks % _POLLS_PER_LOOK == 0:
-                peak_of_all = max(peak_of_all, memory_of_all(process.pid))
+                peak_of_children = max(peak_of_children, memory_of_children(process.pid))
             looks += 1
     seconds = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode(errors='replace')}")
-    return Child(seconds, peak / _MIB, peak_of_all / _MIB, output.decode())
+    return Child(seconds, peak / _MIB, (peak + peak_of_children) / _MIB, output.decode())
 
 
 def run_script(name: str, **arguments: object) -> dict[str, float]:
