@@ -65,7 +65,9 @@ def memory_of_children(pid: int) -> int:
     """Bytes that the processes which a process started share with no other, as the kernel counts them; Linux only."""
     process = Path(f"/proc/{pid}")
     try:
-        children = [int(child) for task in (process / "task").iterdir() for child in _words(task / "children")]
+        children = [
+            int(child) for task in (process / "task").iterdir() for child in (task / "children").read_text().split()
+        ]
     except OSError:  # it has ended
         return 0
     return sum(_private_memory(child) + memory_of_children(child) for child in children)
@@ -74,10 +76,6 @@ def memory_of_children(pid: int) -> int:
 def _private_memory(pid: int) -> int:
     lines = _lines_of(f"/proc/{pid}/smaps_rollup")
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
-def _words(path: Path) -> list[str]:
-    return path.read_text("utf-8").split()
 
 
 @dataclass(frozen=True)

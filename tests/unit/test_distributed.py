@@ -80,23 +80,9 @@ def test_the_command_releases_once_by_two_processes(
     """The first process draws one value of noise for each that is released, and the other none."""
     output, register, draws = tmp_path / "artifact.h5", tmp_path / "register.sqlite", tmp_path / "draws"
     monkeypatch.setenv("DRAWS", str(draws))
+    script = Path(__file__).parents[1] / "attacks" / "embedding_process.py"
     finished = torchrun(
-        *(
-            2,
-            Path(__file__).parents[1] / "attacks" / "embedding_process.py",
-            "",
-            "",
-            "--data",
-            data,
-            "--eps",
-            2,
-            "--workers",
-            0,
-            "--batch-size",
-            8,
-            "--device",
-            "cpu",
-        ),
+        *(2, script, "", "", "--data", data, "--eps", 2, "--workers", 0, "--batch-size", 8, "--device", "cpu"),
         *("--classes", "healthy,ill", "--unit-from-folder", "--output", output),
         *("--dataset", "clinic", "--register", register, "--budget-eps", 3, "--json"),
     )
