@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 _POLL_SECONDS = 0.02
-_POLLS_PER_LOOK = 12  # at all processes
+_POLLS_PER_LOOK = 12  # at the processes that the child started
 _MIB = 1 << 20
 
 
