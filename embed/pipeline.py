@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -250,8 +251,10 @@ def sum_images(
         skip_unreadable=settings.skip_unreadable,
         on_unreadable=on_unreadable,
     )
+    # Before the encoder takes memory: processes forked then would keep, as it was, all that it writes to afterwards.
+    first_batch = next(batches, None)
     _check_independence(feature_map, schema, settings)
-    for images, places in batches:
+    for images, places in itertools.chain([] if first_batch is None else [first_batch], batches):
         features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
         whose = None if persons is None else owners[places]
         complete = 0

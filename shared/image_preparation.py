@@ -100,6 +100,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _centred_square(image: Image.Image, resolution: int) -> Image.Image:
+    if image.size == (resolution, resolution):
+        return image
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)

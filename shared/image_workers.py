@@ -1,8 +1,9 @@
 """Work on ranges of a source in other processes, answers in order.
 
 The answer does not depend on the number of processes: a range is always the same piece of work. A process imports no
-torch, so that it starts fast and stays small. Every start method works (fork, forkserver, spawn). A process that dies
-ends the iteration with one sentence; Ctrl-C is left to the main process; when that is gone, its workers go too.
+torch, so that it starts fast and stays small, and gives way to an encoder that needs the cores. Every start method
+works (fork, forkserver, spawn). A process that dies ends the iteration with one sentence; Ctrl-C is left to the main
+process; when that is gone, its workers go too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 _MOST_DEFAULT_WORKERS = 16
 _RANGES_AHEAD = 6  # per worker; what the consumer may find ready
+_NICENESS = 10  # an encoder whose threads wait for each other is slowed by each core that is taken
 
 _work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None  # set in a worker process only
 
@@ -90,6 +92,7 @@ def map_ranges(
 def _start_worker(function: Callable[[ImageSource, int, int], Any], source: ImageSource) -> None:
     global _work
     _work = (function, source)
+    os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the main process makes of it
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from dpmepf_way import float_class_sums, float_noise
 from encoders_at_hand import bare_encoder, feature_map_of
-from measuring import alternately, ratios, run_child, run_script, seconds_of
+from measuring import alternately, give_freed_memory_back, ratios, run_child, run_script, seconds_of
 from sizes import Sizes
 from synthetic_sets import CLASSES, FORMS, synthetic_images, write_set
 from tables import Part, Target
@@ -94,7 +94,7 @@ def _rates(encoder: str, side: int, images: np.ndarray, data: dict[str, Path], s
     part.notes.append(
         "Decoding and encoder share the cores: where there are few, decoding slows the encoder down before it limits. "
         "No more can be had then than both one after the other, each on all cores: 1 in the last ratio of each form. "
-        "Memory of all processes is the command's peak and the most that its decoding processes share with no other."
+        "Memory of all processes is the command's peak and the most that its decoding processes take beside it."
     )
     return part
 
@@ -127,6 +127,7 @@ def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
 def _embedding_rate(source: ImageSource, feature_map: FeatureMap, sizes: Sizes) -> float:
     schema = _schema(source, feature_map.description.resolution)
     settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device)
+    give_freed_memory_back()  # decoding processes start before the encoder has run
     with mock.patch.object(pipeline, "_check_independence"):  # a fixed cost, which has a row of its own
         seconds = seconds_of(
             lambda: sum_images(source, schema=schema, feature_map=feature_map, settings=settings), sizes.device

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def give_freed_memory_back() -> None:
+    """What `keep_freed_memory` keeps: a process is then as small as a command's that has not run its encoder yet."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_of_process(pid: int | str = "self") -> int:
     """VmHWM of a process in bytes, 0 once it has ended; Linux only.
 
@@ -61,21 +68,33 @@ def peak_of_process(pid: int | str = "self") -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def memory_of_children(pid: int) -> int:
-    """Bytes that the processes which a process started share with no other, as the kernel counts them; Linux only."""
-    process = Path(f"/proc/{pid}")
+def memory_beside(pid: int) -> int:
+    """Bytes that the processes which a process started take beside its own; Linux only.
+
+    No file holds them, and it does not have them too: what was shared when a process began, and the one that started it
+    has written to since, is kept as it was and counts. By the kernel's shares of a page for each process that has it.
+    """
+    own_share, own = _anonymous_memory(pid)  # of one moment, as it may free much
+    shares = sum(_anonymous_memory(process)[0] for process in _started_by(pid))
+    return max(0, shares - (own - own_share))
+
+
+def _started_by(pid: int) -> Iterator[int]:
     try:
-        children = [
-            int(child) for task in (process / "task").iterdir() for child in (task / "children").read_text().split()
-        ]
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:  # it has ended
-        return 0
-    return sum(_private_memory(child) + memory_of_children(child) for child in children)
+        return
+    for child in children:
+        yield child
+        yield from _started_by(child)
 
 
-def _private_memory(pid: int) -> int:
-    lines = _lines_of(f"/proc/{pid}/smaps_rollup")
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+def _anonymous_memory(pid: int) -> tuple[int, int]:
+    """Bytes that no file holds: this process's share, and all that it has."""
+    rows = (line.split(":", 1) for line in _lines_of(f"/proc/{pid}/smaps_rollup")[1:])  # the first names the mapping
+    found = {name: int(size.split()[0]) for name, size in rows}
+    return found.get("Pss_Anon", 0) * 1024, found.get("Anonymous", 0) * 1024
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ def run_child(command: list[object]) -> Child:
     """Run a command. Raises RuntimeError with what it wrote to stderr."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    peak = peak_of_children = looks = 0
+    peak = peak_beside = looks = 0
     while True:
         try:
             output, errors = process.communicate(timeout=_POLL_SECONDS)
@@ -105,12 +124,12 @@ def run_child(command: list[object]) -> Child:
         except subprocess.TimeoutExpired:
             peak = max(peak, peak_of_process(process.pid))
             if looks % _POLLS_PER_LOOK == 0:
-                peak_of_children = max(peak_of_children, memory_of_children(process.pid))
+                peak_beside = max(peak_beside, memory_beside(process.pid))
             looks += 1
     seconds = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode(errors='replace')}")
-    return Child(seconds, peak / _MIB, (peak + peak_of_children) / _MIB, output.decode())
+    return Child(seconds, peak / _MIB, (peak + peak_beside) / _MIB, output.decode())
 
 
 def run_script(name: str, **arguments: object) -> dict[str, float]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from measuring import memory_beside
 from tables import Part, Target
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
@@ -67,3 +68,33 @@ def test_the_verdict_is_the_medians() -> None:
     part = Part(title="")
     part.add("", "ratio", [0.7, 0.9, 0.9], Target(at_least=0.8))
     assert part.rows[0].to_dict()["verdict"] == "PASS"
+
+
+PARENT_THAT_REWRITES = """
+import multiprocessing, sys, time
+if __name__ == "__main__":
+    held = bytearray(b"x") * (128 << 20)
+    processes = multiprocessing.get_context("fork")
+    for _ in range(2):
+        processes.Process(target=time.sleep, args=(60,), daemon=True).start()
+    for letter in (b"x", b"y"):
+        if letter == b"y":
+            held[:] = letter * len(held)
+        print("ready", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_that_several_children_keep_after_their_parent_rewrote_it_is_counted_once() -> None:
+    command = [sys.executable, "-c", PARENT_THAT_REWRITES]
+    found = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+            found.append(memory_beside(process.pid) / 2**20)
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert found[0] < 32  # all of it is the parent's, too
+    assert 120 < found[1] < 160

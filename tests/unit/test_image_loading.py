@@ -193,6 +193,15 @@ def test_leaving_early_ends_the_workers(tmp_path):
     assert not multiprocessing.active_children()
 
 
+def _niceness(source, start, stop):
+    return os.nice(0)
+
+
+def test_workers_give_way_to_the_encoder(tmp_path):
+    source = make_source(tmp_path, "folder")
+    assert min(map_ranges(_niceness, source, [(0, 1), (1, 2)], workers=2)) > os.nice(0)
+
+
 WORKING = """
 import os, sys, time
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import io
 import math
+import multiprocessing
 import os
 import shutil
 import tarfile
@@ -102,6 +103,19 @@ def test_the_builtin_encoders_sums_are_bit_identical_for_any_order_and_any_worke
         again = summed(open_images(folder), builtin, workers=workers)
         assert np.array_equal(again.features, expected.features)
         assert np.array_equal(again.weighted_counts, expected.weighted_counts)
+
+
+def test_decoding_processes_start_before_the_encoder_takes_memory_that_they_would_keep(tmp_path: Path) -> None:
+    for index in range(20):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
+    decoding: list[int] = []
+
+    def count_processes(features: Tensor) -> Tensor:
+        decoding.append(len(multiprocessing.active_children()))
+        return features
+
+    summed(open_images(tmp_path), StandInFeatures(spoil=count_processes), workers=2)
+    assert decoding[0] == 2  # in the first pass of all, which checks the independence of random images
 
 
 def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
