@@ -1,22 +1,30 @@
-"""(e) How much of what the machine can is used: arithmetic per second, against the largest matrix products here."""
+"""(e) How much of what the machine can is used: arithmetic per second, against the fastest that there is here.
+
+That is a product of large matrices or a convolution of many channels: on some processors the one, on some the other.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from embed_part import bare_rate
+from embed_part import bare_rate, embedding_rate
 from encoders_at_hand import bare_encoder, feature_map_of
 from measuring import alternately, seconds_of
 from sizes import Sizes
 from synth_part import SIDE, WARM_UP_STEPS, artifact_of
+from synthetic_sets import write_set
 from tables import Part
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.precision import autocast_dtype, exact_float32
 from dpmepf.synthesize.settings import settings_for
 from dpmepf.synthesize.training import GeneratorTraining
 
+CONVOLVED = 32, 32  # images, and their side in pixels
 COPIED = 2**26  # float32, a copy of which is read and written
 TURNS = 5
 
@@ -40,25 +48,40 @@ def measure(sizes: Sizes, report: Callable[[str], None]) -> list[Part]:
         return sizes.synth_steps / seconds_of(lambda: [training.run_step() for _ in range(sizes.synth_steps)], device)
 
     sides: dict[str, Callable[[], float]] = {
-        "float32": lambda: product_rate(torch.float32, sizes.product, device),
-        "trained in": lambda: product_rate(trains_in, sizes.product, device),
+        "float32 product": lambda: product_rate(torch.float32, sizes.product, device),
+        "float32 convolution": lambda: convolution_rate(torch.float32, sizes.product, device),
+        "product": lambda: product_rate(trains_in, sizes.product, device),
+        "convolution": lambda: convolution_rate(trains_in, sizes.product, device),
         "copy": lambda: copy_rate(device, sizes.product),
         "forward": lambda: 1e-9 * of_image * bare_rate(bare, images.repeat(TURNS, 1, 1, 1), sizes.batch),
         "step": lambda: 1e-9 * of_step * steps(),
     }
     for side in sides.values():
         side()
-    figures = alternately(sides, sizes.repeats)
+    with tempfile.TemporaryDirectory() as name:
+        repeated = images.repeat(TURNS, 1, 1, 1).permute(0, 2, 3, 1).cpu().numpy()
+        source = open_images(write_set("IDX", Path(name) / "idx", repeated))
+        sides["embedding"] = lambda: 1e-9 * of_image * embedding_rate(source, feature_map, sizes)
+        for side in sides.values():
+            side()
+        figures = alternately(sides, sizes.repeats)
+    exactly = [max(both) for both in zip(figures["float32 product"], figures["float32 convolution"], strict=True)]
+    at_best = [max(both) for both in zip(figures["product"], figures["convolution"], strict=True)]
     name = str(trains_in).removeprefix("torch.")
     part = Part(title=f"(e) built-in encoder, {SIDE} pixels, and generator on {device}, against what the machine can")
-    part.add(f"product of two float32 matrices of {sizes.product:,}²", "GFLOP/s", figures["float32"])
+    what = f"product of two matrices of {sizes.product:,}²", f"convolution, {channels_of(sizes.product)} channels"
+    part.add(f"{what[0]}, float32", "GFLOP/s", figures["float32 product"])
+    part.add(f"{what[1]}, float32", "GFLOP/s", figures["float32 convolution"])
     if trains_in != torch.float32:
-        part.add(f"the same, {name}", "GFLOP/s", figures["trained in"])
+        part.add(f"{what[0]}, {name}", "GFLOP/s", figures["product"])
+        part.add(f"{what[1]}, {name}", "GFLOP/s", figures["convolution"])
     part.add("copying memory, read and written", "GB/s", figures["copy"])
     part.add(f"encoder's forward pass, float32, {of_image / 1e6:,.0f} MFLOP an image", "GFLOP/s", figures["forward"])
-    part.add("of the float32 product", "%", shares(figures["forward"], figures["float32"]))
+    part.add("of the faster of both in float32", "%", shares(figures["forward"], exactly))
+    part.add("embedding, IDX in memory to sums", "GFLOP/s", figures["embedding"])
+    part.add("of the faster of both in float32", "%", shares(figures["embedding"], exactly))
     part.add(f"training step, {name}, {of_step / 1e9:,.0f} GFLOP", "GFLOP/s", figures["step"])
-    part.add(f"of the {name} product", "%", shares(figures["step"], figures["trained in"]))
+    part.add(f"of the faster of both in {name}", "%", shares(figures["step"], at_best))
     part.notes.append(
         "An addition and a multiplication are two FLOP; those of convolutions and matrix products count, as "
         "torch.utils.flop_counter does. On a GPU float32 is not TF32, in both sides."
@@ -78,6 +101,23 @@ def product_rate(dtype: torch.dtype, size: int, device: str) -> float:
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with exact_float32():
         return TURNS * 2e-9 * size**3 / seconds_of(lambda: [left @ right for _ in range(TURNS)], device)
+
+
+def convolution_rate(dtype: torch.dtype, size: int, device: str) -> float:
+    """GFLOP/s of one of 3×3, as many channels as `channels_of` says to as many."""
+    count, side = CONVOLVED
+    channels = channels_of(size)
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
+    layer = layer.to(memory_format=torch.channels_last).requires_grad_(False)
+    images = torch.randn(count, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    flops = TURNS * 2 * 9 * channels**2 * count * side**2
+    with exact_float32():
+        return 1e-9 * flops / seconds_of(lambda: [layer(images) for _ in range(TURNS)], device)
+
+
+def channels_of(size: int) -> int:
+    """Of the convolution beside a product of matrices of `size` rows."""
+    return size // 8
 
 
 def copy_rate(device: str, size: int) -> float:

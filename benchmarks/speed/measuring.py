@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 _POLL_SECONDS = 0.02
+_IDLE_SECONDS = 0.03  # the kernel counts in hundredths
 _POLLS_PER_LOOK = 12  # at the processes that the child started
 _MIB = 1 << 20
 
@@ -53,6 +55,18 @@ def give_freed_memory_back() -> None:
     """What `keep_freed_memory` keeps: a process is then as small as a command's that has not run its encoder yet."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def wait_until_idle(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """Until none of `processes` has used the processor for a while; Linux only."""
+    before: list[list[str]] | None = None
+    while before != (before := [_processor_time(process.pid) for process in processes]):
+        time.sleep(_IDLE_SECONDS)
+
+
+def _processor_time(pid: int | None) -> list[str]:
+    """Clock ticks that a process has run, in itself and in the kernel."""
+    return "".join(_lines_of(f"/proc/{pid}/stat")).rpartition(")")[2].split()[11:13]
 
 
 def peak_of_process(pid: int | str = "self") -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def _dimensions(sizes: Sizes, report: Callable[[str], None]) -> Part:
     for name, nanoseconds in figures.items():
         part.add(name, "ns/value", nanoseconds)
     _compare(part, figures, "cost per value")
+    _add_memory(part, {f"D = {dimension:,}": (ONE_CLASS_COUNT, dimension) for dimension in sizes.dimensions})
     return part
 
 
@@ -91,7 +93,7 @@ def _classes(sizes: Sizes, report: Callable[[str], None]) -> Part:
             part.add(name, unit, nanoseconds)
     _compare(part, added, "cost per value")
     _compare(part, noised, "cost per draw")
-    part.notes.append("Sums take 8·K·(D + 1) bytes: 1.2 MiB for 10 classes, 117 MiB for 1,000 (beyond the cache).")
+    _add_memory(part, {f"K = {count:,}": (count, ONE_DIMENSION) for count in sizes.class_counts})
     return part
 
 
@@ -109,6 +111,19 @@ def _adding(class_count: int, dimension: int, rows: int) -> Callable[[], float]:
         return 1e9 * seconds_of(lambda: [sums.add(features, labels) for _ in range(turns)]) / (features.size * turns)
 
     return side
+
+
+def _add_memory(part: Part, sizes_of_sums: dict[str, tuple[int, int]]) -> None:
+    """Rows of what sums take at most while records are added to them, the features not counted."""
+    for name, (class_count, dimension) in sizes_of_sums.items():
+        features = np.zeros((ADDED_AT_A_TIME, dimension), np.float32)
+        labels = np.arange(ADDED_AT_A_TIME) % class_count
+        tracemalloc.start()
+        ClassSums(class_count=class_count, dimension=dimension, non_negative=True).add(features, labels)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        part.add(f"{name}: peak memory", "MiB", peak / 2**20)
+    part.notes.append("Memory: sums of 8·K·(D + 1) bytes, and what a part of the batch is bounded in.")
 
 
 def _noise(count: int) -> Callable[[], float]:
