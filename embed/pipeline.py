@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,19 +242,7 @@ def sum_images(
         source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
         if on_images is not None:
             on_images(done)
-    batches = iterate_indexed_batches(
-        source,
-        resolution=schema.resolution,
-        channels=schema.channels,
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        skip_unreadable=settings.skip_unreadable,
-        on_unreadable=on_unreadable,
-    )
-    # Before the encoder takes memory: processes forked then would keep, as it was, all that it writes to afterwards.
-    first_batch = next(batches, None)
-    _check_independence(feature_map, schema, settings)
-    for images, places in itertools.chain([] if first_batch is None else [first_batch], batches):
+    for images, places in _batches(source, schema, feature_map, settings, on_unreadable):
         features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
         whose = None if persons is None else owners[places]
         complete = 0
@@ -267,6 +255,36 @@ def sum_images(
         if on_images is not None:
             on_images(len(places))
     return sums
+
+
+def _batches(
+    source: ImageSource,
+    schema: ImageSchema,
+    feature_map: FeatureMap,
+    settings: EmbedSettings,
+    on_unreadable: Callable[[UnreadableImageError], None] | None,
+) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
+    """Batches of images, with their places in `source`, once the encoder has passed the check of independence.
+
+    Decoding processes start before it: they would keep all the memory that it has taken by then, as it was.
+    """
+    batches = iterate_indexed_batches(
+        source,
+        resolution=schema.resolution,
+        channels=schema.channels,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        give_way=settings.device == "cpu",  # its threads all wait for the one whose core is taken
+        skip_unreadable=settings.skip_unreadable,
+        on_unreadable=on_unreadable,
+    )
+    with contextlib.closing(batches):
+        first = next(batches, None)
+        _check_independence(feature_map, schema, settings)
+        if first is not None:
+            yield first
+        del first
+        yield from batches
 
 
 def _complete(owners: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> int:

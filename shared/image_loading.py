@@ -6,8 +6,9 @@ into batches in the main process, since there is nothing to decode.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
@@ -55,9 +56,10 @@ def iterate_indexed_batches(
     channels: int,
     batch_size: int,
     workers: int | None = None,
+    give_way: bool = False,
     skip_unreadable: bool = False,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
-) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+) -> Generator[tuple[Tensor, NDArray[np.int64]], None, None]:
     """Yield uint8 B x C x R x R images and int64 B places of theirs in `source`, in order.
 
     B is `batch_size`, less for the last batch, and less where unreadable images were skipped (a batch never reaches
@@ -69,6 +71,7 @@ def iterate_indexed_batches(
         channels: 1 or 3.
         batch_size: records for each batch, at least 1.
         workers: decoding processes; 0 decodes here; None takes one for each core (and 0 where nothing is decoded).
+        give_way: whether these processes leave the cores to whatever else needs them.
         skip_unreadable: leave out unreadable images instead of stopping at the first.
         on_unreadable: called with the error of each image that was left out.
 
@@ -91,21 +94,22 @@ def iterate_indexed_batches(
     ]
     prepare = functools.partial(prepare_range, resolution=resolution, channels=channels)
     parts: list[PreparedRange] = []
-    for (_, stop), part in zip(ranges, map_ranges(prepare, source, ranges, workers=workers), strict=True):
-        for index, reason in part.unreadable:
-            error = UnreadableImageError(reason, location=source.location(index), public=source.public)
-            if not skip_unreadable:
-                raise error
-            if on_unreadable is not None:
-                on_unreadable(error)
-        parts.append(part)
-        if stop % batch_size and stop < len(source):
-            continue
-        indices = np.concatenate([part.indices for part in parts])
-        if len(indices):
-            images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
-            yield torch.from_numpy(images), indices
-        parts = []
+    with contextlib.closing(map_ranges(prepare, source, ranges, workers=workers, give_way=give_way)) as prepared:
+        for (_, stop), part in zip(ranges, prepared, strict=True):
+            for index, reason in part.unreadable:
+                error = UnreadableImageError(reason, location=source.location(index), public=source.public)
+                if not skip_unreadable:
+                    raise error
+                if on_unreadable is not None:
+                    on_unreadable(error)
+            parts.append(part)
+            if stop % batch_size and stop < len(source):
+                continue
+            indices = np.concatenate([part.indices for part in parts])
+            if len(indices):
+                images = parts[0].images if len(parts) == 1 else np.concatenate([part.images for part in parts])
+                yield torch.from_numpy(images), indices
+            parts = []
 
 
 def load_all(

@@ -1,19 +1,19 @@
 """Work on ranges of a source in other processes, answers in order.
 
 The answer does not depend on the number of processes: a range is always the same piece of work. A process imports no
-torch, so that it starts fast and stays small, and gives way to an encoder that needs the cores. Every start method
-works (fork, forkserver, spawn). A process that dies ends the iteration with one sentence; Ctrl-C is left to the main
-process; when that is gone, its workers go too.
+torch, so that it starts fast and stays small. Every start method works (fork, forkserver, spawn). A process that dies
+ends the iteration with one sentence; Ctrl-C is left to the main process; when that is gone, its workers go too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _MOST_DEFAULT_WORKERS = 16
 _RANGES_AHEAD = 6  # per worker; what the consumer may find ready
-_NICENESS = 10  # an encoder whose threads wait for each other is slowed by each core that is taken
+_NICENESS = 10
 
 _work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None  # set in a worker process only
 
@@ -49,7 +49,8 @@ def map_ranges(
     ranges: Iterable[tuple[int, int]],
     *,
     workers: int,
-) -> Iterator[T]:
+    give_way: bool = False,
+) -> Generator[T, None, None]:
     """Yield `function(source, start, stop)` for each of `ranges`, in order.
 
     Args:
@@ -57,6 +58,7 @@ def map_ranges(
         source: read by every worker for itself.
         ranges: pairs (start, stop).
         workers: number of processes; 0 works here.
+        give_way: to whatever else needs the cores, as an encoder that runs on them.
 
     Raises:
         WorkerDiedError: a process was killed or could not start.
@@ -67,7 +69,7 @@ def map_ranges(
         for start, stop in ranges:
             yield function(source, start, stop)
         return
-    executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source))
+    executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source, give_way))
     pending: deque[Future[T]] = deque()
     try:
         for start, stop in ranges:
@@ -89,10 +91,12 @@ def map_ranges(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(function: Callable[[ImageSource, int, int], Any], source: ImageSource) -> None:
+def _start_worker(function: Callable[[ImageSource, int, int], Any], source: ImageSource, give_way: bool) -> None:
     global _work
     _work = (function, source)
-    os.nice(_NICENESS)
+    if give_way:
+        with contextlib.suppress(OSError, AttributeError):  # a sandbox may forbid it, and not every platform has it
+            os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the main process makes of it
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -14,7 +14,17 @@ import numpy as np
 import torch
 from dpmepf_way import float_class_sums, float_noise
 from encoders_at_hand import bare_encoder, feature_map_of
-from measuring import alternately, give_freed_memory_back, ratios, run_child, run_script, seconds_of, wait_until_idle
+from measuring import (
+    alternately,
+    give_freed_memory_back,
+    processor_times,
+    ratios,
+    run_child,
+    run_script,
+    seconds_of,
+    wait_for,
+    wait_until_idle,
+)
 from sizes import Sizes
 from synthetic_sets import CLASSES, FORMS, synthetic_images, write_set
 from tables import Part, Target
@@ -128,20 +138,25 @@ def _decoding_rate(source: ImageSource, side: int, batch: int) -> float:
 def embedding_rate(source: ImageSource, feature_map: FeatureMap, sizes: Sizes) -> float:
     schema = _schema(source, feature_map.description.resolution)
     settings = EmbedSettings(epsilon=2.0, batch_size=sizes.batch, device=sizes.device)
-    passed: list[float] = []
+    spared: list[float] = []
 
     def pass_once(*_: object) -> None:
-        """In place of the check of independence, a fixed cost with a row of its own: what memory that would take."""
-        wait_until_idle(multiprocessing.active_children())  # what is decoded ahead is in the time
+        """In place of the check of independence, a fixed cost with a row of its own: memory is taken here as there."""
+        decoding = multiprocessing.active_children()
+        idle_since = wait_until_idle(decoding)  # what is decoded ahead is in the time
+        before = processor_times(decoding)
         images = torch.zeros((sizes.batch, schema.channels, schema.resolution, schema.resolution), dtype=torch.uint8)
-        passed.append(seconds_of(lambda: pipeline._features(feature_map, images, settings), sizes.device))
+        pipeline._features(feature_map, images, settings)
+        wait_for(sizes.device)
+        if processor_times(decoding) == before:  # else they only seemed idle, and this was not waiting alone
+            spared.append(time.perf_counter() - idle_since)
 
     give_freed_memory_back()  # decoding processes start before the encoder has run
     with mock.patch.object(pipeline, "_check_independence", pass_once):
         seconds = seconds_of(
             lambda: sum_images(source, schema=schema, feature_map=feature_map, settings=settings), sizes.device
         )
-    return len(source) / (seconds - sum(passed))
+    return len(source) / (seconds - sum(spared))
 
 
 def _schema(source: ImageSource, side: int) -> ImageSchema:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,16 +58,22 @@ def give_freed_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def wait_until_idle(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """Until none of `processes` has used the processor for a while; Linux only."""
-    before: list[list[str]] | None = None
-    while before != (before := [_processor_time(process.pid) for process in processes]):
+def wait_until_idle(processes: Sequence[multiprocessing.process.BaseProcess]) -> float:
+    """Wait until none of `processes` uses the processor any more; since when, by `time.perf_counter`. Linux only."""
+    since, before = time.perf_counter(), processor_times(processes)
+    while processes:
         time.sleep(_IDLE_SECONDS)
+        now = processor_times(processes)
+        if now == before:
+            break
+        since, before = time.perf_counter(), now
+    return since
 
 
-def _processor_time(pid: int | None) -> list[str]:
-    """Clock ticks that a process has run, in itself and in the kernel."""
-    return "".join(_lines_of(f"/proc/{pid}/stat")).rpartition(")")[2].split()[11:13]
+def processor_times(processes: Sequence[multiprocessing.process.BaseProcess]) -> list[list[str]]:
+    """Hundredths of a second that each has run, in itself and in the kernel."""
+    states = ["".join(_lines_of(f"/proc/{process.pid}/stat")) for process in processes]
+    return [state.rpartition(")")[2].split()[11:13] for state in states]
 
 
 def peak_of_process(pid: int | str = "self") -> int:
@@ -82,15 +89,18 @@ def peak_of_process(pid: int | str = "self") -> int:
     return int(found[0]) * 1024 if found else 0
 
 
-def memory_beside(pid: int) -> int:
-    """Bytes that the processes which a process started take beside its own; Linux only.
+def memory_beside(pid: int) -> float:
+    """Bytes that the processes which a process started have in memory beside its own; Linux only.
 
-    No file holds them, and it does not have them too: what was shared when a process began, and the one that started it
-    has written to since, is kept as it was and counts. By the kernel's shares of a page for each process that has it.
+    No file holds them, and it does not have them itself: pages of its own that it has written to since they were shared
+    count, as the others keep them as they were. NaN where the kernel (before 5.4) does not say.
     """
+    others = list(_started_by(pid))  # first: one that starts from here on shares what is counted as its own
+    if not others:
+        return 0
     own_share, own = _anonymous_memory(pid)  # of one moment, as it may free much
-    shares = sum(_anonymous_memory(process)[0] for process in _started_by(pid))
-    return max(0, shares - (own - own_share))
+    shares = sum(_anonymous_memory(other)[0] for other in others)
+    return max(0.0, shares - (own - own_share))
 
 
 def _started_by(pid: int) -> Iterator[int]:
@@ -104,11 +114,11 @@ def _started_by(pid: int) -> Iterator[int]:
         yield from _started_by(child)
 
 
-def _anonymous_memory(pid: int) -> tuple[int, int]:
-    """Bytes that no file holds: this process's share, and all that it has."""
+def _anonymous_memory(pid: int) -> tuple[float, float]:
+    """Bytes that no file holds: this process's share, and all that it has; 0 once it has ended."""
     rows = (line.split(":", 1) for line in _lines_of(f"/proc/{pid}/smaps_rollup")[1:])  # the first names the mapping
-    found = {name: int(size.split()[0]) for name, size in rows}
-    return found.get("Pss_Anon", 0) * 1024, found.get("Anonymous", 0) * 1024
+    found = {name: 1024.0 * int(size.split()[0]) for name, size in rows}
+    return found.get("Pss_Anon", math.nan if found else 0), found.get("Anonymous", 0)
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,8 @@ def run_child(command: list[object]) -> Child:
     """Run a command. Raises RuntimeError with what it wrote to stderr."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    peak = peak_beside = looks = 0
+    peak = looks = 0
+    peak_beside = 0.0
     while True:
         try:
             output, errors = process.communicate(timeout=_POLL_SECONDS)
@@ -138,7 +149,7 @@ def run_child(command: list[object]) -> Child:
         except subprocess.TimeoutExpired:
             peak = max(peak, peak_of_process(process.pid))
             if looks % _POLLS_PER_LOOK == 0:
-                peak_beside = max(peak_beside, memory_beside(process.pid))
+                peak_beside = max(memory_beside(process.pid), peak_beside)
             looks += 1
     seconds = time.perf_counter() - start
     if process.returncode:

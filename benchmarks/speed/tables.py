@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ class Target:
         return f"≥ {self.at_least:,.3g}" if self.at_least is not None else f"≤ {self.at_most:,.4g}"
 
     def verdict(self, figure: float) -> str:
-        """PASS, or by how much of the target the figure misses it."""
+        """PASS, or by how much of the target the figure misses it; of NaN, that it was not measured."""
+        if math.isnan(figure):
+            return "not measured"
         miss = 1 - figure / self.at_least if self.at_least is not None else figure / (self.at_most or 1.0) - 1
         if miss <= 0:
             return "PASS"

@@ -197,9 +197,11 @@ def _niceness(source, start, stop):
     return os.nice(0)
 
 
-def test_workers_give_way_to_the_encoder(tmp_path):
+@pytest.mark.parametrize(("give_way", "more"), [(True, 10), (False, 0)])
+def test_workers_give_way_where_an_encoder_shares_the_cores(tmp_path, give_way, more):
     source = make_source(tmp_path, "folder")
-    assert min(map_ranges(_niceness, source, [(0, 1), (1, 2)], workers=2)) > os.nice(0)
+    found = list(map_ranges(_niceness, source, [(0, 1), (1, 2)], workers=2, give_way=give_way))
+    assert found == [min(os.nice(0) + more, 19)] * 2
 
 
 WORKING = """
@@ -260,7 +262,7 @@ def test_unusable_settings_are_usage_errors(tmp_path):
 def test_by_default_every_core_decodes(tmp_path, monkeypatch):
     asked = []
 
-    def mapped(function, source, ranges, *, workers):
+    def mapped(function, source, ranges, *, workers, give_way):
         asked.append(workers)
         return map_ranges(function, source, ranges, workers=0)
 

@@ -118,6 +118,14 @@ def test_decoding_processes_start_before_the_encoder_takes_memory_that_they_woul
     assert decoding[0] == 2  # in the first pass of all, which checks the independence of random images
 
 
+def test_decoding_processes_end_with_a_refused_encoder(tmp_path: Path) -> None:
+    for index in range(20):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
+    with pytest.raises(EmbeddingError) as refused:
+        summed(open_images(tmp_path), StandInFeatures(spoil=lambda features: features - features.mean(0)), workers=2)
+    assert not multiprocessing.active_children(), refused  # while the exception, and what it refers to, is there
+
+
 def test_every_forward_pass_has_the_full_batch_size_and_padding_is_not_summed(source: ImageSource) -> None:
     feature_map = StandInFeatures(spoil=lambda features: torch.ones_like(features))
     sums = summed(source, feature_map)
