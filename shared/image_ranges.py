@@ -16,6 +16,7 @@ from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.image_decoding import NOT_AN_IMAGE, DecodingError
 from dpmepf.shared.image_preparation import prepare_array, prepare_image
 from dpmepf.shared.image_source_types import OUT_OF_RANGE, ArrayImageSource, ImageSource
+from dpmepf.shared.image_workers import go_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +73,7 @@ def prepare_range(source: ImageSource, start: int, stop: int, *, resolution: int
     indices: list[int] = []
     unreadable: list[tuple[int, str]] = []
     for index in range(start, stop):
+        go_on()
         try:
             images[len(indices)] = _prepared(source, index, resolution=resolution, channels=channels)
         except DecodingError as error:
@@ -100,6 +102,7 @@ def summarise_headers(source: ImageSource, start: int, stop: int) -> HeaderSumma
     sides: Counter[int] = Counter()
     all_grey = True
     for index in range(start, stop):
+        go_on()
         try:
             header = source.header(index)
         except DecodingError:

@@ -8,6 +8,7 @@ ends the iteration with one sentence; Ctrl-C is left to the main process; when t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -28,7 +29,19 @@ _MOST_DEFAULT_WORKERS = 16
 _RANGES_AHEAD = 6  # per worker; what the consumer may find ready
 _NICENESS = 10
 
-_work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None  # set in a worker process only
+# Set in a worker process only.
+_work: tuple[Callable[[ImageSource, int, int], Any], ImageSource] | None = None
+_abandoned: ctypes.c_bool | None = None  # shared with the main process
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this range any more."""
+
+
+def go_on() -> None:
+    """Called between the images of a range. Raises AbandonedError in a worker whose iteration was left."""
+    if _abandoned is not None and _abandoned.value:
+        raise AbandonedError
 
 
 def own_cores() -> int:
@@ -69,7 +82,8 @@ def map_ranges(
         for start, stop in ranges:
             yield function(source, start, stop)
         return
-    executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source, give_way))
+    abandoned = multiprocessing.RawValue(ctypes.c_bool, False)
+    executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source, give_way, abandoned))
     pending: deque[Future[T]] = deque()
     try:
         for start, stop in ranges:
@@ -88,12 +102,15 @@ def map_ranges(
             worker.kill()
         raise
     finally:
+        abandoned.value = True
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(function: Callable[[ImageSource, int, int], Any], source: ImageSource, give_way: bool) -> None:
-    global _work
-    _work = (function, source)
+def _start_worker(
+    function: Callable[[ImageSource, int, int], Any], source: ImageSource, give_way: bool, abandoned: ctypes.c_bool
+) -> None:
+    global _work, _abandoned
+    _work, _abandoned = (function, source), abandoned
     if give_way:
         with contextlib.suppress(OSError, AttributeError):  # a sandbox may forbid it, and not every platform has it
             os.nice(_NICENESS)
@@ -112,5 +129,6 @@ def _end_with_parent() -> None:
 def _run(start: int, stop: int) -> Any:
     if _work is None:
         raise RuntimeError("a worker ran before it was started")
+    go_on()
     function, source = _work
     return function(source, start, stop)

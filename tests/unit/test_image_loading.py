@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -17,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dpmepf.shared import image_loading
+from dpmepf.shared import image_loading, image_workers
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_errors import UnreadableImageError, WorkerDiedError
 from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
+from dpmepf.shared.image_ranges import prepare_range, summarise_headers
 from dpmepf.shared.image_sources import open_images
-from dpmepf.shared.image_workers import map_ranges
+from dpmepf.shared.image_workers import AbandonedError, go_on, map_ranges
 
 FORMS = ("folder", "zip", "npz", "npz that fits")
 
@@ -88,7 +91,7 @@ SPAWNING = """
 if __name__ == "__main__":  # a spawned worker imports this file again, and must not come here
     import hashlib, multiprocessing, sys
     from pathlib import Path
-    from dpmepf.shared import image_loading
+    from dpmepf.shared import image_loading, image_workers
     from dpmepf.shared.image_sources import open_images
 
     multiprocessing.set_start_method("spawn")
@@ -202,6 +205,29 @@ def test_workers_give_way_where_an_encoder_shares_the_cores(tmp_path, give_way, 
     source = make_source(tmp_path, "folder")
     found = list(map_ranges(_niceness, source, [(0, 1), (1, 2)], workers=2, give_way=give_way))
     assert found == [min(os.nice(0) + more, 19)] * 2
+
+
+def _slowly(source, start, stop):
+    for _ in range(start, stop):
+        time.sleep(0.1)
+        go_on()
+
+
+def test_leaving_early_waits_for_no_more_than_an_image_of_each_worker(tmp_path):
+    """Of large images a range takes minutes, and several are with the workers already."""
+    source = make_source(tmp_path, "folder")
+    iterator = map_ranges(_slowly, source, [(0, 1), *[(0, 100)] * 20], workers=2)
+    next(iterator)
+    start = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - start < 8  # one range takes 10
+
+
+@pytest.mark.parametrize("work", [functools.partial(prepare_range, resolution=28, channels=3), summarise_headers])
+def test_the_work_on_a_range_looks_after_each_image_whether_it_is_wanted(tmp_path, monkeypatch, work):
+    monkeypatch.setattr(image_workers, "_abandoned", multiprocessing.RawValue(ctypes.c_bool, True))
+    with pytest.raises(AbandonedError):
+        work(make_source(tmp_path, "folder"), 0, 5)
 
 
 WORKING = """
