@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -242,18 +242,19 @@ def sum_images(
         source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
         if on_images is not None:
             on_images(done)
-    for images, places in _batches(source, schema, feature_map, settings, on_unreadable):
-        features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
-        whose = None if persons is None else owners[places]
-        complete = 0
-        if checkpoint is not None and checkpoint.due():
-            complete = _complete(owners, places)
-        if checkpoint is not None and complete:
-            sums.add(features[:complete], labels[:complete], None if whose is None else whose[:complete])
-            checkpoint.save(sums.checkpoint(), done=done + int(places[complete - 1]) + 1)
-        sums.add(features[complete:], labels[complete:], None if whose is None else whose[complete:])
-        if on_images is not None:
-            on_images(len(places))
+    with contextlib.closing(_batches(source, schema, feature_map, settings, on_unreadable)) as batches:
+        for images, places in batches:
+            features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
+            whose = None if persons is None else owners[places]
+            complete = 0
+            if checkpoint is not None and checkpoint.due():
+                complete = _complete(owners, places)
+            if checkpoint is not None and complete:
+                sums.add(features[:complete], labels[:complete], None if whose is None else whose[:complete])
+                checkpoint.save(sums.checkpoint(), done=done + int(places[complete - 1]) + 1)
+            sums.add(features[complete:], labels[complete:], None if whose is None else whose[complete:])
+            if on_images is not None:
+                on_images(len(places))
     return sums
 
 
@@ -263,7 +264,7 @@ def _batches(
     feature_map: FeatureMap,
     settings: EmbedSettings,
     on_unreadable: Callable[[UnreadableImageError], None] | None,
-) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
+) -> Generator[tuple[Tensor, npt.NDArray[np.int64]], None, None]:
     """Batches of images, with their places in `source`, once the encoder has passed the check of independence.
 
     Decoding processes start before it: they would keep all the memory that it has taken by then, as it was.

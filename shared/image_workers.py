@@ -98,12 +98,21 @@ def map_ranges(
             "decodes in the main process"
         ) from None
     except KeyboardInterrupt:
-        for worker in multiprocessing.active_children():  # an interrupted executor may wait for its workers for ever
-            worker.kill()
+        _kill_workers()
         raise
     finally:
         abandoned.value = True
-        executor.shutdown(wait=True, cancel_futures=True)
+        try:
+            executor.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:  # an image is too large to wait for, or a network stands still
+            _kill_workers()
+            raise
+
+
+def _kill_workers() -> None:
+    """An interrupted executor may wait for its workers for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _start_worker(

@@ -91,7 +91,7 @@ SPAWNING = """
 if __name__ == "__main__":  # a spawned worker imports this file again, and must not come here
     import hashlib, multiprocessing, sys
     from pathlib import Path
-    from dpmepf.shared import image_loading, image_workers
+    from dpmepf.shared import image_loading
     from dpmepf.shared.image_sources import open_images
 
     multiprocessing.set_start_method("spawn")
@@ -221,6 +221,42 @@ def test_leaving_early_waits_for_no_more_than_an_image_of_each_worker(tmp_path):
     start = time.monotonic()
     iterator.close()
     assert time.monotonic() - start < 8  # one range takes 10
+
+
+STUCK = """
+import contextlib, os, sys, time
+from pathlib import Path
+from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.image_workers import map_ranges
+
+def stuck(source, start, stop):
+    if start:
+        Path(source.members.root, f"pid-{os.getpid()}").touch()
+        time.sleep(1000)
+
+ranges = ((i, i + 1) for i in range(40))
+with contextlib.closing(map_ranges(stuck, open_images(Path(sys.argv[1])), ranges, workers=2)) as found:
+    next(found)
+    while len(list(Path(sys.argv[1]).glob("pid-*"))) < 2:
+        time.sleep(0.01)
+    print("leaving", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to look for processes")
+def test_ctrl_c_ends_waiting_for_workers_that_are_stuck(tmp_path):
+    make_source(tmp_path, "folder", count=3)
+    command = [sys.executable, "-c", STUCK, tmp_path / "d"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "leaving\n"
+        workers = [int(path.name[4:]) for path in (tmp_path / "d").glob("pid-*")]
+        time.sleep(0.3)  # until it waits for them
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+    wait_until(lambda: not any(_runs(pid) for pid in workers))
 
 
 @pytest.mark.parametrize("work", [functools.partial(prepare_range, resolution=28, channels=3), summarise_headers])
