@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 _POLL_SECONDS = 0.02
@@ -141,7 +142,7 @@ def run_child(command: list[object]) -> Child:
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     peak = looks = 0
-    peak_beside = 0.0
+    beside = [0.0]
     while True:
         try:
             output, errors = process.communicate(timeout=_POLL_SECONDS)
@@ -149,12 +150,12 @@ def run_child(command: list[object]) -> Child:
         except subprocess.TimeoutExpired:
             peak = max(peak, peak_of_process(process.pid))
             if looks % _POLLS_PER_LOOK == 0:
-                peak_beside = max(memory_beside(process.pid), peak_beside)
+                beside.append(memory_beside(process.pid))
             looks += 1
     seconds = time.perf_counter() - start
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode(errors='replace')}")
-    return Child(seconds, peak / _MIB, (peak + peak_beside) / _MIB, output.decode())
+    return Child(seconds, peak / _MIB, (peak + float(np.max(beside))) / _MIB, output.decode())
 
 
 def run_script(name: str, **arguments: object) -> dict[str, float]:

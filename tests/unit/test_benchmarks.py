@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measuring
 import pytest
-from measuring import memory_beside
+from measuring import memory_beside, run_child
 from tables import Part, Target
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
@@ -69,6 +70,13 @@ def test_the_verdict_is_the_medians() -> None:
     part = Part(title="")
     part.add("", "ratio", [0.7, 0.9, 0.9], Target(at_least=0.8))
     assert part.rows[0].to_dict()["verdict"] == "PASS"
+
+
+def test_memory_that_a_look_could_not_tell_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([1.0, math.nan])
+    monkeypatch.setattr(measuring, "memory_beside", lambda pid: next(looks, 0.0))
+    child = run_child([sys.executable, "-c", "import time; time.sleep(1)"])
+    assert math.isnan(child.peak_of_all_mib) and child.peak_mib > 0
 
 
 ROLLUP = Path("/proc/self/smaps_rollup")
