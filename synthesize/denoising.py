@@ -10,11 +10,15 @@ In blocks of components, from the largest on, the mean square s + N of the relea
 there is beside the noise N, and each coordinate shrinks by s/(s + N): James and Stein (1961) by blocks (Cai, Annals of
 Statistics 27, 1999). Where the release is precise, N is small and nothing changes.
 
+Deviations are from a centre in which precise classes weigh more. A class that makes up most of the centre deviates from
+it by little, whatever it differs from the others by: its signal counts for that much less (`signal_shares`).
+
 Only the release and generated images enter: post-processing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,17 +71,27 @@ def denoised_means(means: Tensor, noise_variance: np.ndarray, features: Tensor) 
     components = PrincipalComponents(features)
     noise = np.maximum(noise_variance, SMALLEST_NOISE)
     centre_noise = 1.0 / (1.0 / noise).sum()
-    centre = torch.as_tensor(centre_noise / noise, dtype=means.dtype, device=means.device) @ means
+    weights = centre_noise / noise
+    centre = torch.as_tensor(weights, dtype=means.dtype, device=means.device) @ means
     prior = features.mean(dim=(0, 1))
-    shift, shift_error = _shrink((centre - prior)[None], np.array([centre_noise]), components)
-    # A deviation's noise: Var(m_c − centre) = N_c − N_centre, for Cov(m_c, centre) = N_centre.
-    deviations, errors = _shrink(means - centre, noise - centre_noise, components)
+    shift, shift_error = _shrink((centre - prior)[None], np.array([centre_noise]), components, np.ones(1))
+    # A deviation's noise: Var(m_c − centre) = N_c − N_centre, for Cov(m_c, centre) = N_centre. Its signal: where true
+    # means are d_c from their expectation, of variance s, d_c − Σ w_k d_k has variance ((1 − w_c)² + Σ_{k≠c} w_k²)·s.
+    signal_shares = 1 - 2 * weights + (weights**2).sum()
+    deviations, errors = _shrink(means - centre, noise - centre_noise, components, signal_shares)
     return prior + shift + deviations, float(np.median(errors + shift_error)) / means.shape[1]
 
 
-def _shrink(vectors: Tensor, noise: np.ndarray, components: PrincipalComponents) -> tuple[Tensor, np.ndarray]:
-    """Return K×D vectors shrunk towards zero, and the expected squared lengths of their errors (K)."""
+def _shrink(
+    vectors: Tensor, noise: np.ndarray, components: PrincipalComponents, signal_shares: np.ndarray
+) -> tuple[Tensor, np.ndarray]:
+    """Return K×D vectors shrunk towards zero, and the expected squared lengths of their errors (K).
+
+    `signal_shares` (K): variance of each vector's signal, as a multiple of one that is the same for all.
+    """
     noise = np.maximum(noise, SMALLEST_NOISE)
+    precisions = signal_shares / noise**2
+    total = max(float(precisions @ signal_shares), sys.float_info.min)  # a single class is its own centre: no signal
     coordinates = components.coordinates(vectors)
     rest = vectors - components.combine(coordinates)
     shrunk = torch.empty_like(coordinates)
@@ -86,7 +100,7 @@ def _shrink(vectors: Tensor, noise: np.ndarray, components: PrincipalComponents)
     def shares(part: Tensor, dimension: int) -> Tensor:
         """Shrinkage of each class's part, of `dimension` degrees of freedom."""
         excess = part.square().sum(dim=1).double().cpu().numpy() / max(dimension, 1) - noise
-        signal = max(float(np.average(excess, weights=noise**-2.0)), 0.0)
+        signal = signal_shares * max(float(precisions @ excess) / total, 0.0)
         share = signal / (signal + noise)
         errors[:] += dimension * share * noise
         return torch.as_tensor(share, dtype=part.dtype, device=part.device)[:, None]

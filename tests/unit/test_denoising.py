@@ -79,6 +79,22 @@ def test_a_class_without_records_gets_the_centre_and_spoils_no_other() -> None:
     assert float((denoised[2] - centre).square().sum()) < 0.1
 
 
+@pytest.mark.parametrize("sizes", [[20_000, 150, 150, 150, 150, 150], [6_700, 1_100, 1_100, 500, 330, 115]])
+def test_classes_with_few_records_keep_what_they_differ_by_from_one_that_has_most(sizes: list[int]) -> None:
+    """One class makes up nearly all of the centre, and deviates from it by nothing: that says nothing of the others."""
+    features, means = images_and_means()
+    noise_variance = (8.0 / np.array(sizes)) ** 2
+    noisy = released(means, noise_variance)
+    denoised, _ = denoised_means(noisy, noise_variance, features)
+    rare = slice(1, None)
+    assert squared_error(denoised, means)[0] < 0.01
+    # nearer to the truth than the frequent class's mean, to which a class without signal would shrink
+    of_frequent = squared_error(means[:1].expand_as(means), means)[rare]
+    assert squared_error(denoised, means)[rare].mean() < 0.4 * of_frequent.mean()
+    distances = squared_error(denoised, denoised[:1].expand_as(denoised))[rare]
+    assert (distances > 0.3 * of_frequent).all()
+
+
 def test_one_class_is_its_own_centre() -> None:
     features, means = images_and_means()
     noise_variance = np.array([2.5 / DIMENSION])
