@@ -6,7 +6,8 @@ one more release of them, which no ledger covers; every report says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from dpmepf.synthesize.distances import (
     measure_distances,
 )
 from dpmepf.synthesize.evaluation_report import Accuracy, EvaluationReport
+from dpmepf.synthesize.output_folder import RUN_FILE
 
 NOTE = (
     "If the real test images are private, these scores are computed from them without noise: they are outside the "
@@ -106,13 +108,14 @@ def evaluate(
     settings = settings or EvaluationSettings()
     device = choose_device(settings.device)
     synthetic_source = open_images(synthetic, public=True)
-    real_source = _open_real(real, synthetic_source.classes, settings.split)
+    names = _recorded_names(synthetic, synthetic_source.classes)
+    real_source, numbered = _open_real(real, tuple(names.values()), settings.split)
     _check_counts(len(synthetic_source), len(real_source), settings)
     labelled = _are_labelled(synthetic_source, real_source)
-    names = settings.classifiers if labelled else ()
-    if not names and not settings.distances:
+    classifiers = settings.classifiers if labelled else ()
+    if not classifiers and not settings.distances:
         raise UsageError("the images have no labels to compare, so no classifier can be trained: allow distances")
-    to_real_label = match_classes(synthetic_source.classes, real_source.classes) if labelled else None
+    to_real_label = match_classes(synthetic_source.classes, real_source.classes, names) if labelled else None
     extractor = load_extractor(settings.extractor) if settings.distances else None
     schema = infer_schema(synthetic_source, workers=settings.workers)
 
@@ -131,7 +134,7 @@ def evaluate(
 
     accuracy = {}
     if to_real_label is not None:
-        for name in names:
+        for name in classifiers:
             with watch(f"Training {name}", settings.seeds * RECIPES[name].steps_for(len(images)), "steps") as advance:
                 train = partial(
                     train_classifier,
@@ -165,35 +168,64 @@ def evaluate(
         resolution=schema.resolution,
         channels=schema.channels,
         device=str(device),
-        protocol=_describe_protocol(names, settings),
-        note=NOTE if labelled else f"{NOTE} {UNLABELLED_NOTE}",
+        protocol=_describe_protocol(classifiers, settings),
+        note=" ".join([NOTE, *(_matching_note(tuple(names.values()), numbered) if labelled else [UNLABELLED_NOTE])]),
     )
 
 
-def match_classes(synthetic: tuple[str, ...], real: tuple[str, ...]) -> Tensor:
+def match_classes(synthetic: tuple[str, ...], real: tuple[str, ...], names: Mapping[str, str] | None = None) -> Tensor:
     """Real label (int64) of each synthetic label: by name, or by number where one side has numbers for names.
+
+    Args:
+        synthetic, real: names of the classes, or of their folders, in the order of labels.
+        names: of the classes, by those in `synthetic`, in the order of their numbers; None: the same.
 
     Raises:
         ClassesError: the two have different classes.
     """
-    if set(synthetic) == set(real):
-        return torch.tensor([real.index(name) for name in synthetic])
-    numbers = numbered_classes(len(synthetic))
-    if len(synthetic) == len(real) and numbers in (synthetic, real):
-        return torch.arange(len(real))
+    names = names or dict(zip(synthetic, synthetic, strict=True))
+    for called in ([names[name] for name in synthetic], synthetic):
+        if set(called) == set(real):
+            return torch.tensor([real.index(name) for name in called])
+    order = tuple(names)
+    if len(order) == len(real) and numbered_classes(len(real)) in (tuple(names.values()), real):
+        return torch.tensor([order.index(name) for name in synthetic])
     raise ClassesError(
         f"the classes differ: {_listed(synthetic)} in the synthetic data, {_listed(real)} in the real data; name the "
         "class folders alike"
     )
 
 
-def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> ImageSource:
+def _recorded_names(folder: Path, found: tuple[str, ...]) -> dict[str, str]:
+    """Name of each class by what was found for one, in the order of their numbers.
+
+    Both are as dpmepf-synth recorded them, whose folders of classes may be named otherwise, and are sorted by name;
+    of other images the names are those that were found.
+    """
     try:
-        return open_images(path, split=split, default_split="test")
+        classes = json.loads((folder / RUN_FILE).read_text("utf-8"))["classes"]
+        names = {str(entry["folder"]): str(entry["name"]) for entry in classes}
+    except (OSError, ValueError, KeyError, TypeError):
+        names = {}
+    return names if set(names) == set(found) else dict(zip(found, found, strict=True))
+
+
+def _matching_note(classes: tuple[str, ...], numbered: bool) -> list[str]:
+    """A sentence if classes were found by number, which is right only if both sides count them alike."""
+    if not numbered or set(classes) == set(numbered_classes(len(classes))):
+        return []
+    return [f"Real labels are numbers; they were taken for the classes in this order: {_listed(classes)}."]
+
+
+def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> tuple[ImageSource, bool]:
+    """Also tell whether its labels are numbers."""
+    try:
+        source = open_images(path, split=split, default_split="test")
+        return source, source.classes == numbered_classes(len(source.classes))
     except ClassesError:  # IDX or npz files that do not name their classes: labels are numbers of the synthetic ones
         numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
         classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
-        return open_images(path, classes=classes, split=split, default_split="test")
+        return open_images(path, classes=classes, split=split, default_split="test"), True
 
 
 def _are_labelled(synthetic: ImageSource, real: ImageSource) -> bool:

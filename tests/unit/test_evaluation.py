@@ -163,6 +163,33 @@ def test_numbered_folders_are_matched_by_number_not_by_their_alphabetical_place(
     assert evaluate(synthetic, tmp_path / "real.npz", QUICK).accuracy["logistic"].mean >= 0.95
 
 
+def test_class_folders_of_dpmepf_synth_have_the_names_and_numbers_of_its_record(tmp_path: Path) -> None:
+    """Folders are sorted by name, and cannot have every name; neither says what the custodian called and counted."""
+    names = ("zebra's", "yak", "ant")
+    images, labels = bars(60, seed=0)
+    folders = write_folder(tmp_path / "synthetic" / "images", images, labels, ("zebra_s", "yak", "ant")).parent
+    record = [{"name": name, "folder": name.replace("'", "_")} for name in names]
+    (folders / "run.json").write_text(json.dumps({"classes": record}))
+    images, labels = bars(30, seed=1)
+    np.savez(tmp_path / "unnamed.npz", x=images, y=labels)
+    np.savez(tmp_path / "numbered.npz", x=images, y=labels, classes=np.array(["0", "1", "2"]))
+    np.savez(tmp_path / "named.npz", x=images, y=2 - labels, classes=np.array(names[::-1]))
+    write_folder(tmp_path / "folders", images, labels, ("zebra_s", "yak", "ant"))
+    for real in ("unnamed.npz", "numbered.npz", "named.npz", "folders"):
+        report = evaluate(folders, tmp_path / real, QUICK)
+        assert report.accuracy["logistic"].mean >= 0.95, real
+        assert ("in this order: zebra's, yak, ant" in report.note) == (real in ("unnamed.npz", "numbered.npz"))
+
+
+def test_names_that_meet_numbers_are_said_in_their_order(synthetic: Path, tmp_path: Path) -> None:
+    images, labels = bars(30, seed=1)
+    np.savez(tmp_path / "real.npz", x=images, y=labels)
+    assert (
+        "numbers; they were taken for the classes in this order: bottom, middle, top"
+        in evaluate(synthetic, tmp_path / "real.npz", QUICK).note
+    )
+
+
 def test_gen_npz_of_dpmepf_synth_is_read(real: Path, tmp_path: Path) -> None:
     images, labels = bars(60, seed=0)
     np.savez(tmp_path / "gen.npz", x=images[:, None].astype(np.float32) / 255, y=labels)
