@@ -15,6 +15,7 @@ from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.pictures import preview_images, write_preview
 from dpmepf.synthesize.sampling import NPZ_FILE, Label, draw_images, images_per_class, write_npz
 from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.targets import class_sizes
 from dpmepf.synthesize.training import TrainingCallbacks, train_generator
 
 SECONDS_BETWEEN_SUMS = 1.0
@@ -65,7 +66,7 @@ def draw_set(
     images: int | None = None,
 ) -> Path:
     """Draw `images`, by default as many as the release says that there are; return the file of the set, in `folder`."""
-    numbers = images_per_class(release.counts(), samples=images)
+    numbers = images_per_class(class_sizes(release), samples=images)
     form = generator.configuration
     shape = (sum(numbers), form.channels, form.resolution, form.resolution)
     write_npz(folder, draw_images(generator, numbers, seed=seed, label=label), release.classes, shape)

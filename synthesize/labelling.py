@@ -23,7 +23,7 @@ Only the release and generated images enter: post-processing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ class MeanDiscriminant:
         centre = torch.stack(self.released).mean(dim=(0, 1))
         self.learned = self.unrefined = tuple(_nearest(of_one, centre, metric) for of_one in self.released)
         self.nearest = _nearest(means, means.mean(dim=0), metric)
+        self.log_sizes = torch.zeros(len(means), device=means.device)  # of the classes in the set that gets labels
         self.temperature = 1.0
         self.loss = float("inf")  # mean cross-entropy of the classes asked for, of generated images
         self.squared_radius = float("inf")  # of a class: hardly an image that was generated for it is farther
@@ -149,9 +150,14 @@ class MeanDiscriminant:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
-        """Return the class of each of N×C×R×R uint8 images that were drawn for classes `asked`, or `LEFT_OUT`."""
+        """Return the class of each of N×C×R×R uint8 images that were drawn for classes `asked`, or `LEFT_OUT`.
+
+        Of many images that are drawn for a frequent class, the few that are taken for a rare one by mistake would be
+        as many as the rare one has: a rarer class than the one asked for is as much less probable as it is rarer.
+        """
         scores = self.scores_of_generated(_features(self.features_of, images), asked)
-        probabilities = (scores / self.temperature).softmax(dim=1)
+        rarer = (self.log_sizes - self.log_sizes[asked][:, None]).clamp(max=0.0)
+        probabilities = (scores / self.temperature + rarer).softmax(dim=1)
         best = probabilities.argmax(dim=1)
         of_asked = probabilities.gather(1, asked[:, None]).squeeze(1)
         return torch.where((best == asked) | (of_asked < IMPROBABLE), best, LEFT_OUT)
@@ -197,6 +203,7 @@ def learn_discriminant(
     features_of: FeatureFunction,
     *,
     probe: Tensor | None = None,
+    sizes: Sequence[float] | None = None,
     ridge: float,
     seed: int,
     on_images: Callable[[int, int], None] = lambda count, total: None,
@@ -208,6 +215,7 @@ def learn_discriminant(
         targets: released class means.
         probe: K×D, what was added to them for the generator (`probe_for`); None: nothing.
         features_of: the feature map, on the generator's device.
+        sizes: of the K classes in the set that is to get labels; None: all the same.
         ridge: of the metric, see `WithinClassMetric`.
         seed: of the latent vectors.
         on_images: called with the number of images just drawn and the number of all, if none can be spared.
@@ -262,6 +270,8 @@ def learn_discriminant(
             discriminant.squared_distances(_features(features_of, images), classes) for images, classes in kept
         ]
         discriminant.squared_radius = float(torch.cat(distances).quantile(RADIUS_QUANTILE))
+    if sizes is not None:
+        discriminant.log_sizes = torch.tensor(sizes, device=device).clamp_min(1).float().log()
     return discriminant
 
 

@@ -29,7 +29,10 @@ from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.prior import Prior, load_prior, require_fit
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
+from dpmepf.synthesize.targets import class_sizes
 from dpmepf.synthesize.training import ClassSchedule, generator_configuration
+
+CHANGEABLE = ("steps", "micro_batch_size")  # settings that a run may go on with others of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         origin=origin,
         device=device,
         settings=settings,
-        numbers=sampling.images_per_class(artifact.counts(), samples=request.samples),
+        numbers=sampling.images_per_class(class_sizes(artifact), samples=request.samples),
         feature_map=feature_map,
         compiled=None,
     )
@@ -197,16 +200,22 @@ def _origin(prior: Prior | None, checkpoint: Checkpoint | None) -> dict[str, Any
 
 
 def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
-    """The preset with what was asked for; for a run that goes on its own settings, of which `steps` may change."""
+    """The preset with what was asked for; for a run that goes on its own settings but for those `CHANGEABLE`."""
     if checkpoint is None:
         bfloat16 = autocast_dtype(device) is torch.bfloat16
         return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)
-        if name != "steps" and value != stored:
+        if name not in CHANGEABLE and value != stored:
             raise UsageError(
                 f"the run to resume has --{name.replace('_', '-')} {stored}, not {value}: leave the option out, or "
                 "begin again with --force"
             )
-    return replace(checkpoint.settings, steps=asked.get("steps", checkpoint.settings.steps))
+    steps, made = asked.get("steps", checkpoint.settings.steps), len(checkpoint.losses)
+    if steps < made:
+        raise UsageError(
+            f"the run to resume has made {made:,} steps, more than --steps {steps:,}: leave the option out, or begin "
+            "again with --force"
+        )
+    return replace(checkpoint.settings, **{name: value for name, value in asked.items() if name in CHANGEABLE})

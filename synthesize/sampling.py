@@ -33,18 +33,18 @@ Label = Callable[[Tensor, Tensor], Tensor]
 Advance = Callable[[int], None]
 
 
-def images_per_class(noisy_counts: Sequence[float] | np.ndarray, *, samples: int | None = None) -> tuple[int, ...]:
+def images_per_class(sizes: Sequence[float] | np.ndarray, *, samples: int | None = None) -> tuple[int, ...]:
     """Return how many images to draw of each class.
 
     Args:
-        noisy_counts: released class sizes, possibly negative.
+        sizes: of the classes, as the release tells them (`targets.class_sizes`), possibly negative.
         samples: total to draw, spread like the released class sizes; None: as many as those say, rounded.
 
     Raises:
         UsageError: `samples` is below 1; or without it, the released sizes say that there are no records, or more than
             `MOST_UNASKED`, which noise or a hostile artifact can make of any number.
     """
-    sizes = np.maximum(np.asarray(noisy_counts, dtype=np.float64), 0.0)
+    sizes = np.maximum(np.asarray(sizes, dtype=np.float64), 0.0)
     if samples is None:
         total = np.rint(sizes).sum()
         if total == 0:

@@ -70,17 +70,57 @@ def class_targets(artifact: Artifact) -> ClassTargets:
     )
 
 
+def class_sizes(artifact: Artifact) -> np.ndarray:
+    """Return the number of records of each class, as far as `artifact` tells: float64 K, possibly negative.
+
+    Each class has an estimate of its own (`_size_estimates`). Where these differ by no more than their errors explain,
+    they are shrunk towards their mean, so that noise alone does not make classes large, small or empty.
+    """
+    estimates, precisions = _size_estimates(
+        artifact.feature_sums(),
+        artifact.counts(),
+        noise_std_features=artifact.noise_std_features,
+        noise_std_counts=artifact.noise_std_counts,
+    )
+    if len(estimates) == 1:
+        return estimates
+    between = _variance_between(estimates, precisions)
+    mean = np.average(estimates, weights=1.0 / (between + 1.0 / precisions))
+    return mean + between / (between + 1.0 / precisions) * (estimates - mean)
+
+
 def estimated_counts(
     sums: np.ndarray, noisy_counts: np.ndarray, *, noise_std_features: float, noise_std_counts: float
 ) -> np.ndarray:
     """Return a positive estimate of each class's number of records from its noisy sum and its noisy count.
 
+    Features have norm at most 1, so no count is below the length of the sum; and none is below the noise of a count,
+    so that an empty class's mean is bounded noise. Else it is that of `_size_estimates`, which see for the arguments.
+
+    Returns:
+        float64 K, at least 1.
+    """
+    estimates, _ = _size_estimates(
+        sums, noisy_counts, noise_std_features=noise_std_features, noise_std_counts=noise_std_counts
+    )
+    lengths = _lengths_without_noise(sums, noise_std_features)
+    return np.maximum.reduce([estimates, lengths, np.full_like(estimates, max(noise_std_counts, 1.0))])
+
+
+def _lengths_without_noise(sums: np.ndarray, noise_std_features: float) -> np.ndarray:
+    squared = (sums**2).sum(axis=1) - sums.shape[1] * noise_std_features**2
+    return np.sqrt(np.maximum(squared, 0.0))
+
+
+def _size_estimates(
+    sums: np.ndarray, noisy_counts: np.ndarray, *, noise_std_features: float, noise_std_counts: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an estimate of each class's number of records, and its precision, the reciprocal of its variance.
+
     The length of a class's feature sum, which the noise hardly hides, is its count times the length of its mean
     features, and that length is similar for every class: how similar, the classes tell (`_length_spread`). So each
     count is estimated twice, from the noisy count and from the length, and the two are averaged by their precision:
-    with thousands of records the noisy count decides, with a hundred or fewer the length does. Features have norm at
-    most 1, so no count is below the length; and none is below the noise of a count, so that an empty class's mean is
-    bounded noise.
+    with thousands of records the noisy count decides, with a hundred or fewer the length does.
 
     Args:
         sums: float64 K×D, noisy feature sums.
@@ -88,11 +128,11 @@ def estimated_counts(
         noise_std_features, noise_std_counts: standard deviation of the noise in one sum coordinate, one count.
 
     Returns:
-        float64 K, at least 1.
+        float64 K each; estimates are possibly negative.
     """
     dimension = sums.shape[1]
     squared_noise_length = dimension * noise_std_features**2
-    lengths = np.sqrt(np.maximum((sums**2).sum(axis=1) - squared_noise_length, 0.0))
+    lengths = _lengths_without_noise(sums, noise_std_features)
     # Norm of a mean of features: pooled over classes, and at most 1 whatever the noise makes of it.
     mean_length = float(np.clip(lengths.sum() / max(noisy_counts.sum(), 1.0), 0.1, 1.0))
 
@@ -106,10 +146,8 @@ def estimated_counts(
     length_precision = mean_length**2 / np.maximum(length_variance, 1e-18)
     if len(noisy_counts) == 1:  # the only class's length says nothing that its count did not
         length_precision = np.zeros(1)
-    estimate = (count_precision * noisy_counts + length_precision * lengths / mean_length) / (
-        count_precision + length_precision
-    )
-    return np.maximum.reduce([estimate, lengths, np.full_like(estimate, max(noise_std_counts, 1.0))])
+    precision = count_precision + length_precision
+    return (count_precision * noisy_counts + length_precision * lengths / mean_length) / precision, precision
 
 
 def _length_spread(
@@ -117,8 +155,8 @@ def _length_spread(
 ) -> float:
     """How much the lengths of the classes' mean features differ, as a share of their average.
 
-    A length over a noisy count differs between classes by this and by noise of known variance: the estimate is that of
-    DerSimonian and Laird (1986). Activations as they are have means of much the same length, whitened ones need not.
+    A length over a noisy count differs between classes by this and by noise of known variance. Activations as they are
+    have means of much the same length, whitened ones need not.
 
     Args:
         lengths, length_variance: float64 K, of the feature sums, and the variance of their noise.
@@ -130,8 +168,15 @@ def _length_spread(
     ratios = lengths[known] / noisy_counts[known]
     ratios /= ratios.mean()
     variances = (noise_std_counts / noisy_counts[known]) ** 2 + length_variance[known] / lengths[known] ** 2
-    weights = 1.0 / np.maximum(variances, 1e-12)
-    deviation = float(weights @ (ratios - np.average(ratios, weights=weights)) ** 2)
-    excess = deviation - (len(ratios) - 1)
-    between = excess / float(weights.sum() - (weights @ weights) / weights.sum())
-    return max(math.sqrt(max(between, 0.0)), LEAST_LENGTH_SPREAD)
+    between = _variance_between(ratios, 1.0 / np.maximum(variances, 1e-12))
+    return max(math.sqrt(between), LEAST_LENGTH_SPREAD)
+
+
+def _variance_between(values: np.ndarray, precisions: np.ndarray) -> float:
+    """Variance of what `values` (two at least) are estimates of, whose errors have variances 1/`precisions`.
+
+    Source: DerSimonian and Laird, Meta-analysis in clinical trials, 1986.
+    """
+    deviation = float(precisions @ (values - np.average(values, weights=precisions)) ** 2)
+    excess = deviation - (len(values) - 1)
+    return max(excess / float(precisions.sum() - (precisions @ precisions) / precisions.sum()), 0.0)

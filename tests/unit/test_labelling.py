@@ -104,6 +104,17 @@ def test_agreement_is_kept_the_improbable_is_corrected_and_the_doubtful_is_left_
     assert discriminant(images, torch.tensor([0, 1, 1])).tolist() == [0, 1, 1]
 
 
+def test_a_rare_class_takes_from_a_frequent_one_only_what_is_more_probable_than_a_mistake() -> None:
+    """Planted: without regard to sizes, 1 mistake in 200 images of the frequent class outnumbers the rare one's own."""
+    metric = WithinClassMetric((Segment("only", 1, 0, 2, channels=2),), ridge=1.0, noise_variance=0.0)
+    discriminant = MeanDiscriminant(torch.eye(2), metric, identity)  # Euclidean; scores differ as coordinates do
+    images = torch.tensor([[0.0, 3.0], [0.0, 9.0], [3.0, 0.0]])
+    asked = torch.tensor([0, 0, 1])
+    assert discriminant(images, asked).tolist() == [1, 1, 0]
+    discriminant.log_sizes = torch.tensor([9_900.0, 100.0]).log()  # the rare one has to win by 99 to 1, and e**3 is 20
+    assert discriminant(images, asked).tolist() == [0, 1, 0]
+
+
 class ConfusedGenerator(nn.Module):
     """Draws a square of the class it is asked for or, with probability `confused`, of the next class."""
 
@@ -163,6 +174,28 @@ def test_a_generator_that_mixes_classes_up_gets_its_images_labelled_right(noise_
             right[how] += int((square_class(torch.from_numpy(images)) == class_index).sum())
     assert right["asked"] < 0.85 * 900
     assert right["labelled"] > 0.99 * 900
+
+
+def test_a_rare_class_keeps_its_own_images_beside_a_frequent_one_that_some_are_mistaken_in() -> None:
+    """Scores with noise in them, as a judge has that errs now and then."""
+    feature_map, generator = PixelFeatureMap(), cast(Generator, ConfusedGenerator(confused=1e-9))
+    sizes = (4_000, 4_000, 40)
+    wrong = {}
+    for regarded in (None, sizes):
+        label = learned(generator, released_squares(feature_map, 0.0), feature_map, sizes=regarded)
+        label.temperature = 1.0
+        random = torch.Generator().manual_seed(0)
+
+        def erring(features: Tensor, asked: Tensor, random: torch.Generator = random) -> Tensor:
+            errs = torch.rand(len(asked), generator=random) < 0.02  # then the last class seems e³ times as probable
+            return torch.where(errs[:, None], 3.0 * torch.eye(CLASSES)[-1], 8.0 * torch.eye(CLASSES)[asked])
+
+        label.scores_of_generated = erring  # type: ignore[method-assign]
+        drawn = draw_images(generator, sizes, seed=0, label=label)
+        rare = torch.cat([torch.from_numpy(images) for images, class_index in drawn if class_index == CLASSES - 1])
+        wrong[regarded] = int((square_class(rare) != CLASSES - 1).sum())
+    assert wrong[None] > 20
+    assert wrong[sizes] == 0
 
 
 @pytest.mark.parametrize("error_std", [1e-4, 1e-2, 1.0])

@@ -8,7 +8,7 @@ import torch
 from synthesis_stand_ins import StandInRelease
 
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.synthesize.targets import ClassTargets, class_targets, estimated_counts
+from dpmepf.synthesize.targets import ClassTargets, class_sizes, class_targets, estimated_counts
 
 DIMENSION = 400
 
@@ -80,6 +80,32 @@ def test_no_count_is_below_the_length_of_the_feature_sum() -> None:
 def test_the_only_class_keeps_its_noisy_count() -> None:
     release = noisy_release([300], noise_std=2.0)
     assert class_targets(release).counts[0] == pytest.approx(release.noisy_counts[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("records", [50, 200, 1000])
+def test_classes_of_one_size_are_not_made_large_small_or_empty_by_noise(records: int) -> None:
+    noisy, known = [], []
+    for seed in range(20):
+        release = noisy_release([records] * 50, noise_std=4.0, seed=seed)
+        noisy.append(np.std(release.noisy_counts))
+        known.append(np.std(class_sizes(release)))  # type: ignore[arg-type]
+        assert np.mean(class_sizes(release)) == pytest.approx(records, rel=0.15, abs=15)  # type: ignore[arg-type]
+    assert np.mean(known) < 0.25 * np.mean(noisy)
+
+
+def test_sizes_that_noise_does_not_explain_are_kept() -> None:
+    counts = [6000, 5000, 3000, 1000, 400, 0]
+    release = noisy_release(counts, noise_std=2.0)
+    np.testing.assert_allclose(class_sizes(release), counts, atol=60)  # type: ignore[arg-type]
+    assert class_sizes(noisy_release([300], noise_std=2.0)).shape == (1,)  # type: ignore[arg-type]
+
+
+def test_a_rare_class_beside_a_large_one_has_its_own_size() -> None:
+    errors = []
+    for seed in range(20):
+        release = noisy_release([20_000, 150, 150, 150], noise_std=2.0, seed=seed)
+        errors.append(np.abs(class_sizes(release)[1:] - 150).mean())  # type: ignore[arg-type]
+    assert np.mean(errors) < 15  # the noise of a count is 20
 
 
 def test_a_class_that_is_mostly_noise_weighs_little_and_well_known_classes_weigh_the_same() -> None:
