@@ -19,7 +19,7 @@ from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.shared.processes import SpeakingOnce, joined
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
-from dpmepf.synthesize.report import REPORT_FILE, prior_sentence, privacy_claim, public_sentence
+from dpmepf.synthesize.report import REPORT_FILE, prior_sentence, privacy_claim, public_sentence, sizes_sentence
 from dpmepf.synthesize.request import SynthesisRequest
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
@@ -131,7 +131,11 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     metavar="FILE",
     help="The custodian's Ed25519 public key (PEM): refuse an artifact that it did not sign.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run, or train a finished one for more --steps.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an interrupted run, its options given again, or train a finished one for more --steps.",
+)
 @click.option("--force", is_flag=True, help="Replace the result of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's record as one JSON object.")
 @reports_errors()
@@ -295,6 +299,8 @@ def _summarise(result: SynthesisResult) -> None:
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)
     if record["prior"]:
         console.print(prior_sentence(record["prior"]), soft_wrap=True, markup=False)
+    if sentence := sizes_sentence(record):
+        console.print(sentence, soft_wrap=True, markup=False)
     for label, name in (
         ("Look at", PREVIEW_FILE),
         ("Training", CURVE_FILE),

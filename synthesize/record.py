@@ -76,6 +76,7 @@ def run_record(
             "delta": ledger.delta,
             "relation": ledger.relation.value,
             "unit_of_privacy": ledger.unit_of_privacy,
+            "noise_std_counts": artifact.noise_std_counts,
             "mechanism": ledger.mechanism,
             "inferred_schema": list(ledger.inferred_schema),
             "encoder": features.encoder,

@@ -8,12 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from dpmepf.artifacts.ledger import ONE_IMAGE
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.synthesize.checkpoint import replacing
 from dpmepf.synthesize.pictures import CURVE_FILE, MOST_LABELLED_ROWS, PREVIEW_FILE
 
 REPORT_FILE = "report.html"
 MOST_CLASS_ROWS = 500
+MOST_NAMED = 10  # classes in a sentence
 
 RELATIONS = {
     "add-or-remove-one": "adding or removing",
@@ -121,6 +123,24 @@ def prior_sentence(prior: Mapping[str, Any]) -> str:
     )
 
 
+def sizes_sentence(record: Mapping[str, Any]) -> str:
+    """Say what is to be known of the numbers of images, if anything: classes without any, counts of no images."""
+    artifact, empty = record["artifact"], [entry["name"] for entry in record["classes"] if not entry["images"]]
+    sentences = []
+    if empty:
+        named = ", ".join(empty[:MOST_NAMED]) + (", …" if len(empty) > MOST_NAMED else "")
+        sentences.append(
+            f"{len(empty):,} of {len(record['classes']):,} classes have no images ({named}): by the release they have "
+            f"next to no records (noise in a count: {artifact['noise_std_counts']:,.0f}, one standard deviation)."
+        )
+    if artifact["unit_of_privacy"] != ONE_IMAGE:
+        sentences.append(
+            "Images of a person who has several were weighed down together, so that class sizes are numbers neither of "
+            "images nor of persons: --samples draws another number."
+        )
+    return " ".join(sentences)
+
+
 def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     artifact, output, generator = record["artifact"], record["output"], record["generator"]
     classes: Sequence[Mapping[str, Any]] = record["classes"]
@@ -143,6 +163,11 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     rows_note = (
         "Each row is a class." if 1 < len(classes) <= MOST_LABELLED_ROWS else "Images follow the order of the classes."
     )
+    first_note = (
+        "The first images of the data set, which leaves out those of unclear class."
+        if output["relabelled"]
+        else "Not selected: the first images that the generator drew."
+    )
     labels_note = (
         "An image has the class that it was drawn for, or, where the class means say otherwise, the one they say."
         if output["relabelled"]
@@ -154,6 +179,13 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         if record["public"]
         else ""
     )
+    class_table = _class_table(
+        classes,
+        artifact["noise_std_counts"],
+        with_folders=output["format"] == "folder",
+        with_public=bool(record["public"]),
+    )
+    sizes_note = f"<p>{escape(sentence)}</p>" if (sentence := sizes_sentence(record)) else ""
     prior_note = f"<p>{escape(prior_sentence(record['prior']))}</p>\n" if record["prior"] else ""
     used = "but what was released" + (" and that other generator" if record["prior"] else "")
     settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
@@ -200,7 +232,7 @@ further privacy. {escape(schema_note)}</p>
 <section>
 <h2>Generated images</h2>
 <figure><img class="preview" src="{preview}" alt="A grid of generated images">
-<figcaption>{rows_note} Not selected: the first images that the generator drew. {labels_note}</figcaption></figure>
+<figcaption>{rows_note} {first_note} {labels_note}</figcaption></figure>
 </section>
 <section>
 <h2>Training</h2>
@@ -210,8 +242,8 @@ as close as the release can tell; below zero, the generator follows the release'
 </section>
 <section>
 <h2>Classes</h2>
-{public_note}
-{_class_table(classes, with_folders=output["format"] == "folder", with_public=bool(record["public"]))}
+{public_note}{sizes_note}
+{class_table}
 </section>
 <section><h2>Release</h2>{_table(release)}</section>
 <section><h2>Settings</h2>{_table(settings)}</section>
@@ -240,9 +272,11 @@ def _tiles(tiles: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<div class='tile'><b>{escape(big)}</b><span>{escape(small)}</span></div>" for big, small in tiles)
 
 
-def _class_table(classes: Sequence[Mapping[str, Any]], *, with_folders: bool, with_public: bool) -> str:
+def _class_table(
+    classes: Sequence[Mapping[str, Any]], noise_std: float, *, with_folders: bool, with_public: bool
+) -> str:
     header = "<tr><th>Class</th>" + ("<th>Folder</th>" if with_folders else "<th>Label</th>")
-    header += "<th class='number'>Noisy count in the release</th><th class='number'>Images</th>"
+    header += f"<th class='number'>Noisy count in the release (± {noise_std:,.1f})</th><th class='number'>Images</th>"
     header += ("<th class='number'>Of them public</th>" if with_public else "") + "</tr>"
     rows = [
         f"<tr><td>{escape(entry['name'])}</td>"

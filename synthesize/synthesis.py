@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpmepf.shared.processes import ProcessesError
 from dpmepf.synthesize import sampling
@@ -26,13 +27,15 @@ from dpmepf.synthesize.public_images import ChosenImages, choose_public_images, 
 from dpmepf.synthesize.record import run_record
 from dpmepf.synthesize.report import write_report
 from dpmepf.synthesize.request import PreparedRun, SynthesisRequest, prepare
-from dpmepf.synthesize.settings import LARGEST_SEED
+from dpmepf.synthesize.settings import LARGEST_SEED, SynthesisSettings
 from dpmepf.synthesize.targets import class_targets
 from dpmepf.synthesize.training import (
     GeneratorTraining,
     TrainedGenerator,
     TrainingCallbacks,
+    TrainingError,
     TrainingStopped,
+    in_parts,
     train_generator,
 )
 
@@ -90,7 +93,7 @@ def synthesise(
     run = prepare(request, output, processes)
     folder = output.begin(keep_checkpoint=run.checkpoint is not None)
     try:
-        with _ending_resumably(output):
+        with _ending_resumably(output, run.settings):
             trained, training_seconds = _train(run, folder, callbacks, processes)
             sampling_began = time.monotonic()
             chosen, relabelled = _draw(folder, run, trained, request, callbacks)
@@ -133,7 +136,7 @@ def help_to_train(
     """
     output = OutputFolder(path=Path(request.output))
     run = prepare(request, output, processes)
-    with _ending_resumably(output):
+    with _ending_resumably(output, run.settings):
         train_generator(
             run.artifact,
             run.feature_map,
@@ -148,18 +151,25 @@ def help_to_train(
 
 
 @contextmanager
-def _ending_resumably(output: OutputFolder) -> Iterator[None]:
+def _ending_resumably(output: OutputFolder, settings: SynthesisSettings) -> Iterator[None]:
     """Say of a training that ended early how it can go on."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU ran out of memory: choose a --micro-batch-size below "
+            f"{settings.micro_batch_size or settings.batch_size}"
+        ) from error
     except TrainingStopped as error:
         raise TrainingStopped(
-            f"{error}; its checkpoint and preview are in {output.partial}: go on with --resume"
+            f"{error}; its checkpoint and preview are in {output.partial}: go on with --resume and the same options"
         ) from error
     except ProcessesError as error:
         if not (output.partial / CHECKPOINT_FILE).is_file():
             raise ProcessesError(f"{error} before its first checkpoint") from error
-        raise ProcessesError(f"{error}; its last checkpoint is in {output.partial}: go on with --resume") from error
+        raise ProcessesError(
+            f"{error}; its last checkpoint is in {output.partial}: go on with --resume and the same options"
+        ) from error
 
 
 def _train(
@@ -241,8 +251,9 @@ def _draw(
         discriminant = learn_discriminant(
             generator,
             targets,
-            run.feature_map,
+            in_parts(run.feature_map, settings.micro_batch_size),
             probe=probe_for(targets, seed=settings.seed),
+            sizes=numbers,
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
             on_images=drew_to_learn,
@@ -268,8 +279,9 @@ def _draw(
 
 def _first_images(generator: Generator, label: MeanDiscriminant | None, *, seed: int) -> np.ndarray:
     """The images of `preview_classes`, drawn and labelled as the data set is."""
-    classes = preview_classes(generator.configuration.class_count)
-    found: list[list[np.ndarray]] = [[] for _ in range(generator.configuration.class_count)]
-    for images, class_index in sampling.draw_images(generator, np.bincount(classes).tolist(), seed=seed, label=label):
+    class_count = generator.configuration.class_count
+    numbers = np.bincount(preview_classes(class_count), minlength=class_count).tolist()
+    found: list[list[np.ndarray]] = [[] for _ in numbers]
+    for images, class_index in sampling.draw_images(generator, numbers, seed=seed, label=label):
         found[class_index].append(images)
     return np.concatenate([part for parts in found for part in parts])

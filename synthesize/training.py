@@ -37,6 +37,7 @@ ADAM_BETAS = (0.5, 0.99)
 NOISY = 1.0  # expected squared length of a mean's noise from which means are denoised; a mean of features is at most 1
 DENOISED_AFTER = (0.15, 0.3, 0.6)  # shares of the steps: each time the images tell better in which directions they vary
 DENOISING_IMAGES = 2_000
+DENOISING_NUMBERS = 2**27  # in the features of these images, which are in memory three times
 
 
 class TrainingError(DpmepfError):
@@ -56,6 +57,26 @@ class FeatureFunction(Protocol):
     def segments(self) -> Sequence[Segment]: ...
 
     def __call__(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class InParts:
+    """The feature map `features_of`, which looks at `most` images at a time: for passes without gradients."""
+
+    features_of: FeatureFunction
+    most: int
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        return self.features_of.segments
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self.features_of(part) for part in images.split(self.most)])
+
+
+def in_parts(features_of: FeatureFunction, most: int | None) -> FeatureFunction:
+    """Return `features_of`, of at most so many images at a time if any number is named."""
+    return features_of if most is None else InParts(features_of, most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +185,7 @@ class GeneratorTraining:
         self.settings = settings
         self.processes = processes
         self.device = torch.device(device)
-        self.feature_map = feature_map
+        self.features_of = in_parts(feature_map, settings.micro_batch_size)
         self.features_of_step = feature_map if compiled is None else compiled
         self.configuration = generator_configuration(artifact, settings)
         self.schedule = ClassSchedule(self.configuration.class_count, settings.batch_size)
@@ -176,7 +197,7 @@ class GeneratorTraining:
             self.targets = with_probe(self.targets, probe)
         if prior is not None:
             means = self.targets.means.to(self.device)
-            begin_with(self.generator, prior, means, feature_map, seed=settings.seed)
+            begin_with(self.generator, prior, means, self.features_of, seed=settings.seed)
         # drawn alike in all processes, but for rounding on other hardware
         processes.take_from_first_(list(self.generator.parameters()))
         self.average = AveragedModel(
@@ -239,14 +260,15 @@ class GeneratorTraining:
     def _denoise_targets(self) -> None:
         """Train from now on towards the released means less the noise that no image could have caused."""
         class_count = self.configuration.class_count
-        per_class = max(2, DENOISING_IMAGES // class_count)
-        chosen = torch.randperm(class_count, generator=self.random)[: DENOISING_IMAGES // per_class].to(self.device)
+        most = min(DENOISING_IMAGES, DENOISING_NUMBERS // self.targets.means.shape[1])
+        per_class = max(2, most // class_count)
+        chosen = torch.randperm(class_count, generator=self.random)[: max(1, most // per_class)].to(self.device)
         parts = chosen.repeat_interleave(per_class).split(self.schedule.images_per_batch)
         generator, features = self.averaged_generator(), []
         with autocast(self.device):
             for classes in parts:
                 latents = torch.randn(len(classes), self.settings.latent_dimension, generator=self.random)
-                features.append(self.feature_map(generator(latents.to(self.device), classes)).float())
+                features.append(self.features_of(generator(latents.to(self.device), classes)).float())
         means, error_variance = denoised_means(
             self.targets.means.to(self.device),
             self.targets.noise_variance,

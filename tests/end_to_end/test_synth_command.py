@@ -11,6 +11,7 @@ import signal
 import uuid
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import h5py
@@ -81,7 +82,7 @@ def write_release(path: Path, classes: tuple[str, ...]) -> Path:
         sums = 300 * feature_map(images).double().numpy()
     random, step = np.random.default_rng(0), 2.0**ledger.coarsening_exponent
     noisy_sums = sums * 2.0**ledger.lattice_exponent + ledger.sigma * random.standard_normal(sums.shape)
-    noisy_counts = np.array([300.0, 100.0])[: len(classes)] * ledger.count_weight_lattice
+    noisy_counts = np.resize([300.0, 100.0], len(classes)) * ledger.count_weight_lattice
     write_artifact(
         path,
         Artifact(
@@ -402,6 +403,48 @@ def test_somebody_elses_folder_survives_even_force(artifact: Path, tmp_path: Pat
     (tmp_path / "thesis.txt").write_text("years of work")
     assert_one_sentence(run(artifact, "--output", tmp_path, "--force", *QUICK), 2, "did not write")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_fewer_steps_than_were_made_are_refused_and_smaller_micro_batches_are_not(
+    artifact: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    assert run(artifact, "--output", output, *QUICK).exit_code == 0
+    result = run(artifact, "--output", output, "--resume", "--steps", 2)
+    assert_one_sentence(result, 2, "has made 3 steps, more than --steps 2")
+    assert json.loads((output / "run.json").read_text("utf-8"))["settings"]["steps"] == 3
+    again = run(artifact, "--output", output, "--resume", "--steps", 4, "--micro-batch-size", 2, "--samples", 5)
+    assert again.exit_code == 0, again.output
+    assert json.loads((output / "run.json").read_text("utf-8"))["settings"]["micro_batch_size"] == 2
+
+
+def test_too_little_memory_is_said_with_what_to_do(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+
+    for place in ("train_generator", "learn_discriminant"):
+        with monkeypatch.context() as patch:
+            patch.setattr(synthesis, place, run_out)
+            result = run(artifact, "--output", tmp_path / "out", *QUICK)
+        assert_one_sentence(result, 1, "out of memory", "--micro-batch-size below 4")
+        assert not (tmp_path / "out").exists()
+
+
+def test_more_classes_than_the_preview_has_room_for_get_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_count = 260
+
+    def last_class(*_: Any, **__: Any) -> Any:
+        return mock.Mock(corrects=True, side_effect=lambda images, asked: torch.full_like(asked, class_count - 1))
+
+    monkeypatch.setattr(synthesis, "learn_discriminant", last_class)
+    many = write_release(tmp_path / "many.h5", tuple(f"class {index}" for index in range(class_count)))
+    result = run(many, "--output", tmp_path / "out", "--format", "npz", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["output"]["relabelled"]
 
 
 def test_resume_of_another_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dpmepf.synthesize.pictures import (
     write_curve,
     write_preview,
 )
-from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, write_report
+from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, sizes_sentence, write_report
 from dpmepf.synthesize.settings import PRESETS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -65,6 +65,7 @@ def record(**artifact: Any) -> dict[str, Any]:
             "delta": 1e-5,
             "relation": "add-or-remove-one",
             "unit_of_privacy": "one image",
+            "noise_std_counts": 38.2,
             "mechanism": "discrete-gaussian",
             "inferred_schema": ["resolution"],
             "encoder": "builtin",
@@ -191,3 +192,23 @@ def test_the_curve_can_be_drawn_of_any_number_of_steps(losses: list[float], tmp_
     write_curve(tmp_path, losses)
     with Image.open(tmp_path / CURVE_FILE) as picture:
         assert picture.size == (960, 432)
+
+
+def test_classes_without_images_and_counts_of_no_images_are_explained(tmp_path: Path) -> None:
+    values = record()
+    values["classes"].append(values["classes"][0] | {"name": "full", "images": 42})
+    sentence = sizes_sentence(values)
+    assert sentence.startswith(f"1 of 2 classes have no images ({HOSTILE})")
+    assert "38, one standard deviation" in sentence
+    checker, _ = checked_report(tmp_path, values)
+    assert sentence in checker.text
+    del values["classes"][0]
+    assert sizes_sentence(values) == ""
+    assert "numbers neither of images nor of persons" in sizes_sentence(record(unit_of_privacy="one person"))
+
+
+def test_the_caption_says_whether_the_pictures_are_the_first_drawn_or_the_first_kept(tmp_path: Path) -> None:
+    for relabelled, words in ((False, "Not selected"), (True, "which leaves out those of unclear class")):
+        values = record()
+        values["output"]["relabelled"] = relabelled
+        assert words in checked_report(tmp_path, values)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dpmepf.synthesize import training as training_module
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from dpmepf.synthesize.denoising import denoised_means
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.training import (
@@ -103,6 +105,27 @@ def test_means_are_denoised_where_their_noise_is_longer_than_they_can_be(per_cla
     error = float((training.objective.aim - truth).square().sum())
     assert (error < 0.5 * released_error) == denoised
     assert (error == released_error) == (not denoised)
+
+
+def test_denoising_looks_at_fewer_images_where_features_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "NOISY", 0.0)
+    feature_map = RandomFeatureMap()
+    looked_at: list[int] = []
+
+    def count(*arguments: Any) -> Any:
+        looked_at.append(arguments[2].shape[0] * arguments[2].shape[1])
+        return denoised_means(*arguments)
+
+    monkeypatch.setattr(training_module, "denoised_means", count)
+    monkeypatch.setattr(training_module, "DENOISING_IMAGES", 200)
+    for numbers in (2**27, 100 * feature_map.dimension):
+        monkeypatch.setattr(training_module, "DENOISING_NUMBERS", numbers)
+        settings = small_settings(steps=2, micro_batch_size=5)
+        release = release_of_squares(feature_map, class_count=4, noise_std=0.2)
+        training = GeneratorTraining(release, feature_map, settings)  # type: ignore[arg-type]
+        training.run_step()
+        training.run_step()
+    assert looked_at == [200, 100]
 
 
 def test_the_seed_decides_the_result_and_torchs_own_seed_does_not() -> None:
