@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -104,7 +105,7 @@ def write_dp_merf_set(
     ).to(device)
     release, generator = release_and_train(
         source,
-        settings,
+        replace(settings, probe=False),  # which is for labels that are corrected, and more noise for a generator
         schema=schema,
         feature_map=feature_map,
         epsilon=epsilon,

@@ -114,7 +114,7 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path)
         generator,
         targets,
         feature_map,
-        probe=probe_for(targets, seed=settings.seed),
+        probe=probe_for(targets, seed=settings.seed) if settings.probe else None,
         ridge=settings_for(options.preset).metric_ridge,  # a choice is of training alone
         seed=settings.seed + 1,
     )

@@ -88,7 +88,7 @@ class Selection:
         if training.step not in {round(share * steps) for share in CANDIDATES}:
             return
         averaged = training.average.module
-        found = distance_to(training.objective.released, training.finished_generator(), training.feature_map)
+        found = distance_to(training.objective.released, training.finished_generator(), training.features_of)
         if found < self.distance:
             self.distance = found
             self.kept = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
@@ -119,7 +119,9 @@ TRAININGS = {
         description="images in colour are not changed at random as they are drawn, grey ones are",
         changes=lambda preset, channels: {"vary": channels == 1},
     ),
-    "no-relabel": Training(description="labels are not corrected", relabels=False),
+    "no-relabel": Training(
+        description="labels are not corrected", changes=lambda preset, channels: {"probe": False}, relabels=False
+    ),
     "euclidean": Training(
         description="a generator's means are compared by Euclidean distance, not within classes",
         changes=lambda preset, channels: {"metric_ridge": 1e3},

@@ -73,6 +73,7 @@ SETTING_NAMES = {
     "vary": "Random changes of images",
     "mean_memory": "Memory of generated means",
     "metric_ridge": "Ridge of the metric",
+    "probe": "Probe of the noise",
     "seed": "Seed",
 }
 

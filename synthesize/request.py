@@ -203,7 +203,8 @@ def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: 
     """The preset with what was asked for; for a run that goes on its own settings but for those `CHANGEABLE`."""
     if checkpoint is None:
         bfloat16 = autocast_dtype(device) is torch.bfloat16
-        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **request.overrides)
+        probe = request.relabel or bool(request.public)  # by which generated and public images are judged
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, probe=probe, **request.overrides)
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)

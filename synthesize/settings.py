@@ -45,6 +45,7 @@ class SynthesisSettings:
             that images are repelled from, in [0, 1); 0: only the batch itself.
         metric_ridge: how far the metric is from dividing each direction of the features by its variance within
             classes, as a share of the mean variance, above 0; the larger, the closer to Euclidean.
+        probe: whether known noise is added to the released means, by which labels are judged (`synthesize.probe`).
         seed: of initial weights and latent vectors; everything here is post-processing, so a seed is harmless.
     """
 
@@ -62,6 +63,7 @@ class SynthesisSettings:
     vary: bool | None = None
     mean_memory: float = 0.0
     metric_ridge: float = 0.3
+    probe: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:

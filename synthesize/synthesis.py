@@ -252,7 +252,7 @@ def _draw(
             generator,
             targets,
             in_parts(run.feature_map, settings.micro_batch_size),
-            probe=probe_for(targets, seed=settings.seed),
+            probe=probe_for(targets, seed=settings.seed) if settings.probe else None,
             sizes=numbers,
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,

@@ -192,7 +192,7 @@ class GeneratorTraining:
         self.share = self.schedule.share(processes)
         self.generator = build_generator(self.configuration, seed=settings.seed, device=self.device).train()
         self.targets = class_targets(artifact)
-        probe = probe_for(self.targets, seed=settings.seed)
+        probe = probe_for(self.targets, seed=settings.seed) if settings.probe else None
         if probe is not None:
             self.targets = with_probe(self.targets, probe)
         if prior is not None:

@@ -16,6 +16,7 @@ from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, Checkpoint
 from dpmepf.synthesize.denoising import denoised_means
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.targets import class_targets
 from dpmepf.synthesize.training import (
     ClassSchedule,
     GeneratorTraining,
@@ -105,6 +106,13 @@ def test_means_are_denoised_where_their_noise_is_longer_than_they_can_be(per_cla
     error = float((training.objective.aim - truth).square().sum())
     assert (error < 0.5 * released_error) == denoised
     assert (error == released_error) == (not denoised)
+
+
+def test_without_a_probe_the_released_means_are_trained_towards_as_they_are() -> None:
+    release = release_of_squares(RandomFeatureMap(), noise_std=0.2)
+    for probe in (False, True):
+        training = GeneratorTraining(release, RandomFeatureMap(), small_settings(probe=probe))  # type: ignore[arg-type]
+        assert torch.equal(training.targets.means, class_targets(release).means) == (not probe)  # type: ignore[arg-type]
 
 
 def test_denoising_looks_at_fewer_images_where_features_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
