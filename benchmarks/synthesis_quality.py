@@ -51,7 +51,7 @@ from dpmepf.synthesize.classifiers import accuracy_of
 from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
 
 METHODS = ("ours", "ours-plain", "dp-merf", "dp-sgd")
-DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}  # of files, as tables call them
+DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}  # of files, as tables call them
 console = Console(stderr=True)
 
 
