@@ -6,8 +6,8 @@ CNN of `dpmepf-eval` with group norm in place of batch norm, which would let ima
 Source of the method: Abadi et al., Deep Learning with Differential Privacy, CCS 2016; of the hyper-parameters: De,
 Berrada, Hayes, Smith, Balle, Unlocking High-Accuracy Differentially Private Image Classification through Scale, 2022
 (arXiv 2204.13650): large batches, group norm, clipping norm 1, plain SGD with a constant learning rate, averaged
-weights. Their learning rate is 4 at a batch of 4,096; ours is smaller in proportion to the batch. Nothing is tuned on
-the private images, none is augmented, and pixels are scaled by constants.
+weights. Nothing is tuned on the private images, none is augmented (theirs are, 16 times each), and pixels are scaled by
+constants. It is a small and short training, far from the best that DP-SGD is known to reach.
 
 Neighbours differ by one record that is added or removed: batches are Poisson samples, and Opacus' PRV accountant
 charges them. The number of records enters the sampling rate as if it were public, as it does in every paper that is

@@ -1,4 +1,4 @@
-"""From logs of runs to docs/RESULTS.md: our measurements and published figures side by side.
+"""From logs of runs to docs/RESULTS.md and docs/RESULTS_HISTORY.md: our measurements beside published figures.
 
 What the rows mean and where protocols differ is said in results.template.md.
 """
@@ -11,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from published_figures import PUBLISHED
+from published_figures import NO_PUBLIC, PUBLISHED, PublishedMethod
 from quality_log import Record, distinct
 
 TEMPLATE = Path(__file__).with_name("results.template.md")
+HISTORY_TEMPLATE = Path(__file__).with_name("results_history.template.md")
 DATA_SETS = ("MNIST", "CIFAR-10")
 EPSILONS = (0.2, 1.0, 10.0)
 DELTA = 1e-5
@@ -24,59 +25,110 @@ METHODS = {
     "ours-plain": "dpmepf, labels not corrected",
     "dp-merf": "DP-MERF",
     "dp-sgd": "DP-SGD classifier, no synthetic set",
+    "real": "the private images themselves, no privacy",
 }
 RELATIONS = {"add-or-remove-one": "add or remove", "replace-one": "replace"}
 NOTHING = "–"
-RUNS_HEAD = """\
-## The runs
 
-Accuracy in percent. *ε, other* is that of the same release under the other relation. FID and KID compare between rows
-whose *features* are the same, and with published ones only where these are Inception's. *Minutes* are those of all but
-the scoring and the making of a prior, on the machine named.
+CURRENT_SINCE = {"MNIST": "2026-11-28T12:44:48+00:00", "CIFAR-10": "2026-11-28T16:40:17+00:00"}
+"""Commit times of the code (754f328b48, 3a459fbb70) whose images later code has changed by no more than chance.
+
+Whoever changes what `dpmepf-synth` makes of a release moves these; runs of code before stand in the history.
 """
+BASELINES_CURRENT_SINCE = {"dp-merf": "2026-11-29T12:42:29+00:00", "dp-sgd": "", "real": ""}  # bc369bfd8c
 
 
 def document(records: Iterable[Record]) -> str:
-    """The whole of docs/RESULTS.md."""
-    runs = distinct(records)
+    """The whole of docs/RESULTS.md: runs of current code."""
+    logged = distinct(records)
+    runs = [run for run in logged if is_current(run)]
     of_data = {data: [run for run in runs if run["data"] == data] for data in DATA_SETS}
     of_data |= {run["data"]: [other for other in runs if other["data"] == run["data"]] for run in runs}
     accuracy = [f"### {data}\n\n{accuracy_table(data, found)}" for data, found in of_data.items()]
     every = [f"### {data}, all scores\n\n{runs_table(found)}" for data, found in of_data.items() if found]
     text = Template(TEMPLATE.read_text("utf-8")).substitute(
-        state=f"{len(runs)} runs are in it."
-        if runs
-        else "**Nothing is measured yet**: only published figures are in it.",
+        summary="".join(summary(data, found) for data, found in of_data.items())
+        or "**Nothing is measured yet**: only published figures are in it.\n",
+        count=f"{len(runs)} runs are in it, {len(logged) - len(runs)} of earlier code in RESULTS_HISTORY.md.",
         accuracy="\n".join(accuracy),
-        runs="\n".join([RUNS_HEAD, *every]) if runs else "",
+        runs="\n".join(every),
     )
     return text.rstrip() + "\n"
 
 
+def history(records: Iterable[Record]) -> str:
+    """The whole of docs/RESULTS_HISTORY.md: runs of code before."""
+    runs = [run for run in distinct(records) if not is_current(run)]
+    tables = [
+        f"## {data}\n\n{runs_table([run for run in runs if run['data'] == data])}"
+        for data in sorted({run["data"] for run in runs}, reverse=True)
+    ]
+    text = Template(HISTORY_TEMPLATE.read_text("utf-8")).substitute(runs="\n".join(tables))
+    return text.rstrip() + "\n"
+
+
+def is_current(run: Record) -> bool:
+    """Whether the code of a run makes what today's makes, but for chance."""
+    since = BASELINES_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], ""))
+    return run["committed"] >= since
+
+
+def summary(data: str, runs: Sequence[Record]) -> str:
+    """For each ε a line: our accuracy, and the published ones that are higher, or else the highest; "" without runs.
+
+    Ours is that of the longest training, and of the row of most runs among these.
+    """
+    lines = []
+    published = [method for method in PUBLISHED if data in method.accuracy]
+    for epsilon in EPSILONS:
+        rows = _grouped([run for run in runs if run["method"] == "ours" and run["epsilon"] == epsilon], _setting_of)
+        if not rows:
+            continue
+        row = max(rows, key=lambda of_row: (of_row[0]["settings"]["steps"], len(of_row)))
+        ours = 100 * statistics.fmean(run["accuracy"][CLASSIFIER] for run in row)
+        of_epsilon = [method for method in published if epsilon in method.accuracy[data]]
+        of_epsilon.sort(key=lambda method: method.accuracy[data][epsilon], reverse=True)
+        higher = [method for method in of_epsilon if method.accuracy[data][epsilon] >= ours]
+        told = ""
+        if higher:
+            told = f"; higher are {_listed(higher, data, epsilon)}"
+        elif of_epsilon:
+            told = f"; the highest published is {_listed(of_epsilon[:1], data, epsilon)}"
+        without = [method for method in of_epsilon if method.public == NO_PUBLIC]
+        if without and without[0] not in (higher or of_epsilon[:1]):
+            told += f"; the highest without public images is {_listed(without[:1], data, epsilon)}"
+        lines.append(f"- {data}, ε = {epsilon:g}: **{ours:.1f} %** (n = {len(row)}){told}.\n")
+    return "".join(lines)
+
+
+def _listed(methods: Sequence[PublishedMethod], data: str, epsilon: float) -> str:
+    return ", ".join(f"{method.name} {method.accuracy[data][epsilon]:.1f}" for method in methods)
+
+
 def accuracy_table(data: str, runs: Sequence[Record]) -> str:
-    """A row for each method and setting of ours, by the newest code that has runs of it, and one for each published
-    method; a column for each ε."""
+    """A row for each method and setting of ours, and one for each published method; a column for each ε."""
     epsilons = sorted({*EPSILONS, *(run["epsilon"] for run in runs)})
-    head = ["method", "relation", "public images", *(f"ε = {epsilon:g}" for epsilon in epsilons)]
-    rows = [["**measured here, by one command**", *[""] * (len(head) - 1)]]
+    head = ["method", "relation", "public images", *map(_column, epsilons)]
+    rows = [["**measured here**", *[""] * (len(head) - 1)]]
     for of_row in _grouped(runs, _setting_of):
         by_epsilon = [_newest([run for run in of_row if run["epsilon"] == epsilon]) for epsilon in epsilons]
         rows.append(
             [
                 _name(of_row[0]),
-                RELATIONS[of_row[0]["relation"]],
+                _relation(of_row[0]),
                 _public(of_row[0]),
                 *(_accuracy(cell, CLASSIFIER, numbered=True) for cell in by_epsilon),
             ]
         )
     if not runs:
         rows.append(["none yet", *[NOTHING] * (len(head) - 1)])
-    rows.append(["**published**", *[""] * (len(head) - 1)])
-    for method in PUBLISHED:
-        if data in method.accuracy:
-            figures = [method.accuracy[data].get(epsilon) for epsilon in epsilons]
-            cells = [NOTHING if figure is None else f"{figure:.1f}" for figure in figures]
-            rows.append([method.name, method.relation, method.public, *cells])
+    published = [method for method in PUBLISHED if data in method.accuracy]
+    if published:
+        rows.append(["**published**", *[""] * (len(head) - 1)])
+    for method in published:
+        figures = [method.accuracy[data].get(epsilon) for epsilon in epsilons]
+        cells = [NOTHING if figure is None else f"{figure:.1f}" for figure in figures]
+        rows.append([method.name, method.relation, method.public, *cells])
     return markdown(head, rows)
 
 
@@ -94,11 +146,12 @@ def runs_table(runs: Sequence[Record]) -> str:
     for of_row in _grouped(runs, row_of):
         first = of_row[0]
         other = next(relation for relation in RELATIONS if relation != first["relation"])
+        beside = _beside_the_encoder(first)
         rows.append(
             [
-                _name(first),
-                RELATIONS[first["relation"]],
-                f"{first['epsilon']:g}",
+                f"{_name(first)}; {beside}" if beside else _name(first),
+                _relation(first),
+                NOTHING if first["method"] == "real" else f"{first['epsilon']:g}",
                 spread([run["claims"].get(other) for run in of_row], "{:.3g}"),
                 *(_accuracy(of_row, name) for name in classifiers),
                 spread([run.get("fid") for run in of_row], "{:.3g}"),
@@ -106,8 +159,8 @@ def runs_table(runs: Sequence[Record]) -> str:
                 (first.get("extractor") or NOTHING).partition(",")[0],
                 spread([run["minutes"] for run in of_row], "{:.1f}"),
                 str(len(of_row)),
-                "; ".join(sorted({run["machine"] for run in of_row})),
-                first["version"],
+                "; ".join(sorted({run["machine"].partition(", torch")[0] for run in of_row})),
+                first["version"].partition(" ")[2] or first["version"],
             ]
         )
     return markdown([*head, "machine", "code"], rows)
@@ -115,10 +168,17 @@ def runs_table(runs: Sequence[Record]) -> str:
 
 def _setting_of(run: Record) -> tuple[object, ...]:
     """Runs that differ in these are of different things, whatever the code and ε; in the order of rows."""
+    settings = dict(run["settings"])
+    if settings.get("preset") == "best" and "steps" in settings:  # which differ in their steps alone
+        settings["preset"] = "standard"
     return (
         *([*METHODS, run["method"]].index(run["method"]), run["method"]),
-        *(run["relation"], run["delta"], str(run["settings"]), run["evaluation"].partition(", on ")[2]),
+        *(run["relation"], run["delta"], str(settings), _tested_on(run)),
     )
+
+
+def _tested_on(run: Record) -> str:
+    return str(run["evaluation"].partition(", on ")[2])
 
 
 def _newest(runs: Sequence[Record]) -> list[Record]:
@@ -137,23 +197,42 @@ def _grouped(runs: Sequence[Record], key: Callable[[Record], tuple[object, ...]]
     return [list(group) for _, group in groupby(sorted(runs, key=key), key=key)]
 
 
+def _column(epsilon: float) -> str:
+    return "no privacy" if epsilon == float("inf") else f"ε = {epsilon:g}"
+
+
+def _relation(run: Record) -> str:
+    return NOTHING if run["method"] == "real" else RELATIONS[run["relation"]]
+
+
 def _name(run: Record) -> str:
     """The method, and the settings that it ran with."""
     settings = run["settings"]
     if run["method"] == "dp-sgd":
-        told = f"{settings['passes']} passes, batch {settings['batch_size']:,}"
+        told = [f"{settings['passes']} passes, batch {settings['batch_size']:,}"]
+    elif run["method"] == "real":
+        told = []
     else:
-        told = f"{settings['preset']}, {settings['steps']:,} steps, {'bfloat16' if settings['bfloat16'] else 'float32'}"
-    delta = "" if run["delta"] == DELTA else f", δ = {run['delta']:g}"
-    return f"{METHODS.get(run['method'], run['method'])} ({told}{delta})"
+        precision = "bfloat16" if settings["bfloat16"] else "float32"
+        told = ["quick"] * (settings["preset"] == "quick") + [f"{settings['steps']:,} steps", precision]
+    told += [] if run["delta"] == DELTA else [f"δ = {run['delta']:g}"]
+    told += [f"tested on {_tested_on(run)}"] if _tested_on(run) else []
+    name = METHODS.get(run["method"], run["method"])
+    return f"{name} ({', '.join(told)})" if told else name
+
+
+def _beside_the_encoder(run: Record) -> str:
+    """The public images that a run of ours learned from besides those of the encoder."""
+    chosen = [f"chosen from {', '.join(run['settings']['public'])}"] if "public" in run["settings"] else []
+    prior = [f"prior of {run['settings']['prior']}"] if "prior" in run["settings"] else []
+    return "; ".join(chosen + prior)
 
 
 def _public(run: Record) -> str:
-    """The public images that a run of ours learned from."""
+    """The public images that a run learned from."""
     encoder = ["Tiny ImageNet"] if run["method"].startswith("ours") else []
-    chosen = [f"chosen from {', '.join(run['settings']['public'])}"] if "public" in run["settings"] else []
-    prior = [f"prior of {run['settings']['prior']}"] if "prior" in run["settings"] else []
-    return "; ".join(encoder + chosen + prior) or "none"
+    beside = _beside_the_encoder(run)
+    return "; ".join(encoder + [beside] * bool(beside)) or NO_PUBLIC
 
 
 def _accuracy(runs: Sequence[Record], classifier: str, *, numbered: bool = False) -> str:

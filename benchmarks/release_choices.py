@@ -199,14 +199,15 @@ def table(records: Sequence[Record]) -> str:
                         spread([run["class_means"] for run in found], "{:.1f}", factor=100),
                         spread([run["accuracy"]["cnn"] for run in found], "{:.1f}", factor=100),
                         spread([run["kid"] for run in found], "{:.4f}"),
-                        f"{sum(run['corrected'] for run in found)} of {len(found)}",
+                        str(sum(run["corrected"] for run in found)),
+                        str(len(found)),
                     ]
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
             f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
             + f"{extractor}; code {version}.\n\n"
-            + markdown([*head, "labels corrected, of runs"], rows)
+            + markdown([*head, "labels corrected", "runs"], rows)
             + _missing_of(here)
         )
     return "\n".join(text)

@@ -19,9 +19,20 @@ PACKAGES = ("shared", "artifacts", "embed", "synthesize")
 
 @cache
 def version_of(*further: str) -> str:
+    """`version_now`, but asked again it is what it was: what runs was imported by then."""
+    return version_now(*further)
+
+
+def require_unchanged(version: str, *further: str) -> None:
+    """Exit if the code is no longer `version`: commands that a run called may have been of either."""
+    if (now := version_now(*further)) != version:
+        raise SystemExit(f"the code changed during this run, from {version} to {now}: it was not logged; run a clone")
+
+
+def version_now(*further: str) -> str:
     """The code of a run: version, the last commit that changed it, and a hash of what is not committed, if anything.
 
-    Documents beside the code are not part of it. Asked again, it is what it was: what runs was imported by then.
+    Documents beside the code are not part of it.
 
     Args:
         further: files of the checkout besides the packages, relative to its root.

@@ -7,9 +7,10 @@ trained on the synthetic and tested on the real images, of KID, and of the minut
 Baselines run in the same table, on the same images and scored by the same command: DP-MERF (dp_merf.py) with the same
 generator, and a classifier trained by DP-SGD on the private images themselves (dp_sgd.py). `ours-plain` is ours without
 correcting labels, which DP-MERF's features are not good enough for, so that these two differ by the features alone.
+`real` scores the private images themselves, at no ε: what no synthetic set is expected to exceed.
 
 A long table is made in several sessions: `--log FILE` keeps every run and leaves out those that are in it already, and
-`--table FILE…` makes docs/RESULTS.md of such files.
+`--table FILE…` and `--history FILE…` make docs/RESULTS.md and docs/RESULTS_HISTORY.md of such files.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ import dp_merf
 import dp_sgd
 import torch
 from quality_log import Record, append_to_log, key_of, read_log
-from quality_table import document
+from quality_table import document, history
 from rich.console import Console
 from rich.table import Table
-from run_identity import commit_time_of, machine, version_of
+from run_identity import commit_time_of, machine, require_unchanged, version_of
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import recomputed_epsilon
@@ -50,7 +51,11 @@ from dpmepf.shared.schema import infer_schema
 from dpmepf.synthesize.classifiers import accuracy_of
 from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
 
-METHODS = ("ours", "ours-plain", "dp-merf", "dp-sgd")
+METHODS = ("ours", "ours-plain", "dp-merf", "dp-sgd", "real")
+OWN_FILES = {
+    "dp-merf": ["benchmarks/dp_merf.py", "benchmarks/baseline_set.py"],
+    "dp-sgd": ["benchmarks/dp_sgd.py"],
+}
 DATA_NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}  # of files, as tables call them
 console = Console(stderr=True)
 
@@ -76,11 +81,12 @@ def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace)
             }
         case "dp-sgd":
             settings = {"preset": options.preset, **dataclasses.asdict(dp_sgd.RECIPES[options.preset])}
+        case "real":
+            settings = {}
         case _:
             settings = ours | ({"public": [path.name for path in options.public]} if options.public else {})
             settings |= {"prior": options.prior.resolve().name} if options.prior else {}
     real = "" if options.real == options.data else f", on {options.real.name}"
-    files = {"dp-merf": ["benchmarks/dp_merf.py"], "dp-sgd": ["benchmarks/dp_sgd.py"]}.get(method, [])
     return {
         "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
         "method": method,
@@ -90,7 +96,7 @@ def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace)
         "seed": seed,
         "settings": settings,
         "evaluation": ("cnn" if method == "dp-sgd" else f"{options.classifiers}, 1 seed") + real,
-        "version": version_of(*files),
+        "version": version_of(*OWN_FILES.get(method, [])),
     }
 
 
@@ -110,6 +116,8 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     if plan["method"] == "dp-sgd":
         outcome = private_classifier(plan, options)
         outcome["minutes"] = (time.perf_counter() - begun) / 60
+    elif plan["method"] == "real":
+        outcome = {"claims": {}, "minutes": 0.0, **scores(options.data, options)}
     else:
         make = dp_merf_set if plan["method"] == "dp-merf" else our_set
         synthetic, release = make(plan, options, folder)
@@ -218,13 +226,14 @@ def arguments_of(command_line: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="folder for the preview pictures")
     parser.add_argument("--log", type=Path, help="file of all runs: those in it are not made again, others are added")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="only print the results in these logs")
+    parser.add_argument("--history", type=Path, nargs="+", metavar="FILE", help="only print those of earlier code")
     options = parser.parse_args(command_line)
     options.methods = options.methods.split(",")
     if unknown := set(options.methods) - set(METHODS):
         parser.error(f"no such method: {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     if "dp-sgd" in options.methods and options.relation != NeighbouringRelation.ADD_OR_REMOVE_ONE:
         parser.error("the accountant of dp-sgd is for records added or removed: leave it out, or choose that relation")
-    if options.table is None and not options.data.exists():
+    if options.table is None and options.history is None and not options.data.exists():
         parser.error(f"{options.data} does not exist: name image data with --data")
     if options.prior is not None and not options.prior.is_dir():
         parser.error(f"{options.prior} is no folder: name one that dpmepf-synth wrote with --prior")
@@ -237,17 +246,21 @@ def main() -> None:
     if options.table is not None:
         sys.stdout.write(document([record for path in options.table for record in read_log(path)]))
         return
+    if options.history is not None:
+        sys.stdout.write(history([record for path in options.history for record in read_log(path)]))
+        return
     keep_freed_memory()  # as our commands do
     logged = read_log(options.log) if options.log is not None and options.log.exists() else []
     made = {key_of(record): record for record in logged}
     records = []
     for seed in range(options.first_seed, options.first_seed + options.runs):  # so that one run of each comes first
         for method in options.methods:
-            for epsilon in options.eps:
+            for epsilon in options.eps if method != "real" else [float("inf")]:
                 plan = planned(method, epsilon, seed, options)
                 if key_of(plan) not in made:
                     with tempfile.TemporaryDirectory() as folder:
                         made[key_of(plan)] = one_run(plan, options, Path(folder))
+                    require_unchanged(plan["version"], *OWN_FILES.get(method, []))
                     if options.log is not None:
                         append_to_log(options.log, made[key_of(plan)])
                     console.print(json.dumps(made[key_of(plan)]), soft_wrap=True)
@@ -263,7 +276,7 @@ def summary_table(records: list[Record], options: argparse.Namespace) -> Table:
     for heading in ("method", "ε", *names):
         table.add_column(heading, justify="right")
     for method in options.methods:
-        for epsilon in options.eps:
+        for epsilon in options.eps if method != "real" else [float("inf")]:
             runs = [run for run in records if (run["method"], run["epsilon"]) == (method, epsilon)]
             values = [[run["accuracy"].get(name, run.get(name)) for run in runs] for name in names]
             table.add_row(method, f"{epsilon:g}", *map(summary, values))

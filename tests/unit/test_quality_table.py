@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from quality_log import append_to_log, distinct, key_of, read_log
-from quality_table import document
+from quality_table import document, history
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,13 +30,13 @@ def run(**changes: Any) -> dict[str, Any]:
         "kid": 0.0002,
         "extractor": "builtin encoder, 512 features",
         "machine": "a machine",
-        "committed": "2026-11-27T12:00:00+00:00",
+        "committed": "2026-11-29T13:00:00+00:00",
     }
     return record | changes
 
 
 def rows(text: str, start: str) -> list[list[str]]:
-    """Cells of the rows of any table whose first cell begins with `start`."""
+    """Cells of the rows of any table whose first cell begins with `start`, accuracies beside published ones first."""
     lines = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith(f"| {start}")]
     return [[cell.strip() for cell in line] for line in lines]
 
@@ -47,7 +47,7 @@ def test_mean_deviation_and_number_of_runs_stand_in_the_column_of_their_epsilon(
     assert accuracy[1:] == ["add or remove", "Tiny ImageNet", "–", "96.5 ± 0.4 (n = 2)", "96.8 (n = 1)"]
     assert [row[2:6] for row in every] == [["1", "1.49", "96.5 ± 0.4", "1.5"], ["10", "1.49", "96.8", "1.5"]]
     assert [row[-3] for row in every] == ["2", "1"]
-    assert "3 runs are in it." in text
+    assert "3 runs are in it, 0 of earlier code" in text
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_runs_of_other_relations_settings_or_delta_are_not_averaged(change: dict
 
 
 def test_accuracy_is_that_of_the_newest_code_and_all_runs_are_listed_newest_first() -> None:
-    versions = [run(version=name, committed=f"2026-11-{day}T12:00:00+00:00") for name, day in (("b", 26), ("a", 25))]
+    versions = [run(version=name, committed=f"2026-11-29T0{hour}:00:00+00:00") for name, hour in (("b", 2), ("a", 1))]
     latest = [run(version="aa", seed=seed, accuracy={"cnn": 0.98}) for seed in (0, 1)]
-    other = run(version="a", epsilon=10.0, accuracy={"cnn": 0.99}, committed="2026-11-25T12:00:00+00:00")
+    other = run(version="a", epsilon=10.0, accuracy={"cnn": 0.99}, committed="2026-11-29T01:00:00+00:00")
     accuracy, *every = rows(document([*versions, *latest, other]), "dpmepf (")
     assert accuracy[3:] == ["–", "98.0 (n = 2)", "99.0 (n = 1)"]
     assert [(row[2], row[-1]) for row in every] == [("1", "aa"), ("1", "b"), ("1", "a"), ("10", "a")]
@@ -87,6 +87,8 @@ def test_public_images_beside_the_encoders_are_named() -> None:
     text = document([run(settings=settings | {"public": ["a.zip", "b"]}), run(settings=settings | {"prior": "birds"})])
     public = {row[2] for row in rows(text.partition("## The runs")[0], "dpmepf (")}
     assert public == {"Tiny ImageNet; chosen from a.zip, b", "Tiny ImageNet; prior of birds"}
+    names = {row[0] for row in rows(text.partition("## The runs")[2], "dpmepf (")}
+    assert {name.partition("; ")[2] for name in names} == {"chosen from a.zip, b", "prior of birds"}
 
 
 def test_the_dp_sgd_classifier_is_called_no_synthetic_set_and_has_one_relation() -> None:
@@ -108,6 +110,51 @@ def test_published_figures_stand_where_their_epsilon_is_and_are_called_published
     assert "Nothing is measured yet" in text
 
 
+def test_the_first_lines_say_who_is_ahead() -> None:
+    quick = run(settings={"preset": "quick", "steps": 700, "bfloat16": True}, accuracy={"cnn": 0.99})
+    text = document(
+        [quick, run(accuracy={"cnn": 0.96}), run(epsilon=10.0), run(data="elsewhere", accuracy={"cnn": 0.5})]
+    )
+    lines = [line for line in text.splitlines() if line.startswith(("- MNIST", "- elsewhere"))]
+    assert lines == [
+        "- MNIST, ε = 1: **96.0 %** (n = 1); the highest published is DP-FETA 95.6.",
+        "- MNIST, ε = 10: **96.8 %** (n = 1); higher are DP-FETA 98.1, PrivImage 97.8, DPDM 97.7, PDP-Diffusion 97.4, "
+        "DP-LoRA 97.1.",
+        "- elsewhere, ε = 1: **50.0 %** (n = 1).",
+    ]
+
+
+def test_presets_that_differ_in_their_number_of_steps_alone_share_a_row() -> None:
+    best = run(settings={"preset": "best", "steps": 2160, "bfloat16": True}, epsilon=10.0)
+    assert len(rows(document([run(), best]).partition("## The runs")[0], "dpmepf (")) == 1
+
+
+def test_runs_of_code_that_made_other_images_stand_in_the_history_alone() -> None:
+    """Planted: a figure of a release of long ago, better than today's, beside those of today."""
+    before = run(epsilon=10.0, accuracy={"cnn": 0.999}, committed="2026-11-20T00:00:00+00:00", version="0.1.0 old")
+    baseline = run(method="dp-merf", committed="2026-11-29T00:00:00+00:00", version="0.1.0 with-probe")
+    text, earlier = document([run(), before, baseline]), history([run(), before, baseline])
+    assert "99.9" not in text and "old" not in {row[-1] for row in rows(text, "dpmepf (")}
+    assert "1 runs are in it, 2 of earlier code" in text
+    assert [row[-1] for row in rows(earlier, "dpmepf (")] == ["old"]
+    assert [row[-1] for row in rows(earlier, "DP-MERF (")] == ["with-probe"]
+
+
+def test_the_private_images_themselves_have_no_epsilon_and_a_column_of_their_own() -> None:
+    real = run(method="real", epsilon=float("inf"), settings={}, claims={}, accuracy={"cnn": 0.995})
+    text = document([run(), real])
+    accuracy, every = rows(text, "the private images themselves")
+    assert accuracy[1:] == ["–", "none", "–", "–", "–", "99.5 (n = 1)"]
+    assert "| ε = 10 | no privacy |" in text
+    assert every[1:4] == ["–", "–", "–"]
+
+
+def test_data_to_test_on_are_named_where_they_are_others() -> None:
+    text = document([run(), run(evaluation="cnn, 1 seed, on other.zip", accuracy={"cnn": 0.5})])
+    names = [row[0] for row in rows(text, "dpmepf (")]
+    assert sum("tested on other.zip" in name for name in names) == 2
+
+
 def test_a_run_is_logged_and_read_as_it_was_and_counts_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     for record in (run(), run(seed=1), run(minutes=7.0)):
@@ -126,6 +173,6 @@ def test_a_line_that_was_broken_off_is_named(tmp_path: Path) -> None:
 
 
 def test_the_results_in_the_documents_are_those_of_the_log() -> None:
-    assert (ROOT / "docs" / "RESULTS.md").read_text("utf-8") == document(
-        read_log(ROOT / "benchmarks" / "results.jsonl")
-    )
+    log = read_log(ROOT / "benchmarks" / "results.jsonl")
+    assert (ROOT / "docs" / "RESULTS.md").read_text("utf-8") == document(log)
+    assert (ROOT / "docs" / "RESULTS_HISTORY.md").read_text("utf-8") == history(log)
