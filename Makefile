@@ -19,7 +19,7 @@ test-slow: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/speed/bench.py $(BENCH)
 
-# Many hours: 78 runs. Those in the log are not made again, so it may be stopped and begun again; then the table.
+# Many hours: 74 runs. Those in the log are not made again, so it may be stopped and begun again; then the table.
 QUALITY := $(RUN) benchmarks/synthesis_quality.py
 RUNS := --eps 0.2 1 10 --steps 2160 --methods ours,ours-plain,dp-merf,dp-sgd,real --classifiers cnn \
 	--log benchmarks/results.jsonl

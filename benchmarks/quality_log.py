@@ -40,7 +40,7 @@ def read_log(path: Path) -> list[Record]:
 def append_to_log(path: Path, record: Record) -> None:
     """Add one record at the end of `path`."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:

@@ -35,7 +35,10 @@ CURRENT_SINCE = {"MNIST": "2026-11-28T12:44:48+00:00", "CIFAR-10": "2026-11-28T1
 
 Whoever changes what `dpmepf-synth` makes of a release moves these; runs of code before stand in the history.
 """
-BASELINES_CURRENT_SINCE = {"dp-merf": "2026-11-29T12:42:29+00:00", "dp-sgd": "", "real": ""}  # bc369bfd8c
+OTHERS_CURRENT_SINCE = {  # what is trained without a probe: since bc369bfd8c
+    **dict.fromkeys(("ours-plain", "dp-merf"), "2026-11-29T12:42:29+00:00"),
+    **dict.fromkeys(("dp-sgd", "real"), ""),
+}
 
 
 def document(records: Iterable[Record]) -> str:
@@ -69,7 +72,7 @@ def history(records: Iterable[Record]) -> str:
 
 def is_current(run: Record) -> bool:
     """Whether the code of a run makes what today's makes, but for chance."""
-    since = BASELINES_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], ""))
+    since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], ""))
     return run["committed"] >= since
 
 
@@ -80,8 +83,9 @@ def summary(data: str, runs: Sequence[Record]) -> str:
     """
     lines = []
     published = [method for method in PUBLISHED if data in method.accuracy]
+    as_said = [run for run in runs if run["method"] == "ours" and _is_plain(run)]
     for epsilon in EPSILONS:
-        rows = _grouped([run for run in runs if run["method"] == "ours" and run["epsilon"] == epsilon], _setting_of)
+        rows = [_newest(row) for row in _grouped([run for run in as_said if run["epsilon"] == epsilon], _setting_of)]
         if not rows:
             continue
         row = max(rows, key=lambda of_row: (of_row[0]["settings"]["steps"], len(of_row)))
@@ -101,13 +105,19 @@ def summary(data: str, runs: Sequence[Record]) -> str:
     return "".join(lines)
 
 
+def _is_plain(run: Record) -> bool:
+    """Whether a run is of what the document says of all that it names without saying more."""
+    usual = run["relation"] == "add-or-remove-one" and run["delta"] == DELTA
+    return usual and not _beside_the_encoder(run) and not _tested_on(run)
+
+
 def _listed(methods: Sequence[PublishedMethod], data: str, epsilon: float) -> str:
     return ", ".join(f"{method.name} {method.accuracy[data][epsilon]:.1f}" for method in methods)
 
 
 def accuracy_table(data: str, runs: Sequence[Record]) -> str:
     """A row for each method and setting of ours, and one for each published method; a column for each ε."""
-    epsilons = sorted({*EPSILONS, *(run["epsilon"] for run in runs)})
+    epsilons = sorted({*EPSILONS, *(run["epsilon"] for run in runs)}, key=_as_number)
     head = ["method", "relation", "public images", *map(_column, epsilons)]
     rows = [["**measured here**", *[""] * (len(head) - 1)]]
     for of_row in _grouped(runs, _setting_of):
@@ -120,8 +130,12 @@ def accuracy_table(data: str, runs: Sequence[Record]) -> str:
                 *(_accuracy(cell, CLASSIFIER, numbered=True) for cell in by_epsilon),
             ]
         )
-    if not runs:
-        rows.append(["none yet", *[NOTHING] * (len(head) - 1)])
+    measured = {run["method"] for run in runs}
+    rows += [
+        [f"{name}: not measured yet", *[NOTHING] * (len(head) - 1)]
+        for method, name in METHODS.items()
+        if method not in measured
+    ]
     published = [method for method in PUBLISHED if data in method.accuracy]
     if published:
         rows.append(["**published**", *[""] * (len(head) - 1)])
@@ -141,7 +155,7 @@ def runs_table(runs: Sequence[Record]) -> str:
 
     def row_of(run: Record) -> tuple[object, ...]:
         rest = (versions.index(run["version"]), run["evaluation"], run.get("extractor") or "")
-        return (*_setting_of(run), run["epsilon"], *rest)
+        return (*_setting_of(run), _as_number(run["epsilon"]), *rest)
 
     for of_row in _grouped(runs, row_of):
         first = of_row[0]
@@ -151,7 +165,7 @@ def runs_table(runs: Sequence[Record]) -> str:
             [
                 f"{_name(first)}; {beside}" if beside else _name(first),
                 _relation(first),
-                NOTHING if first["method"] == "real" else f"{first['epsilon']:g}",
+                NOTHING if first["epsilon"] is None else f"{first['epsilon']:g}",
                 spread([run["claims"].get(other) for run in of_row], "{:.3g}"),
                 *(_accuracy(of_row, name) for name in classifiers),
                 spread([run.get("fid") for run in of_row], "{:.3g}"),
@@ -173,7 +187,7 @@ def _setting_of(run: Record) -> tuple[object, ...]:
         settings["preset"] = "standard"
     return (
         *([*METHODS, run["method"]].index(run["method"]), run["method"]),
-        *(run["relation"], run["delta"], str(settings), _tested_on(run)),
+        *(str(run["relation"]), run["delta"] or 0.0, str(settings), _tested_on(run)),
     )
 
 
@@ -197,12 +211,16 @@ def _grouped(runs: Sequence[Record], key: Callable[[Record], tuple[object, ...]]
     return [list(group) for _, group in groupby(sorted(runs, key=key), key=key)]
 
 
-def _column(epsilon: float) -> str:
-    return "no privacy" if epsilon == float("inf") else f"ε = {epsilon:g}"
+def _as_number(epsilon: float | None) -> float:
+    return float("inf") if epsilon is None else epsilon
+
+
+def _column(epsilon: float | None) -> str:
+    return "no privacy" if epsilon is None else f"ε = {epsilon:g}"
 
 
 def _relation(run: Record) -> str:
-    return NOTHING if run["method"] == "real" else RELATIONS[run["relation"]]
+    return RELATIONS.get(run["relation"], NOTHING)
 
 
 def _name(run: Record) -> str:
@@ -215,7 +233,7 @@ def _name(run: Record) -> str:
     else:
         precision = "bfloat16" if settings["bfloat16"] else "float32"
         told = ["quick"] * (settings["preset"] == "quick") + [f"{settings['steps']:,} steps", precision]
-    told += [] if run["delta"] == DELTA else [f"δ = {run['delta']:g}"]
+    told += [] if run["delta"] in (DELTA, None) else [f"δ = {run['delta']:g}"]
     told += [f"tested on {_tested_on(run)}"] if _tested_on(run) else []
     name = METHODS.get(run["method"], run["method"])
     return f"{name} ({', '.join(told)})" if told else name

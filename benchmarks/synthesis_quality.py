@@ -68,7 +68,14 @@ def call(command: str, *arguments: object) -> str:
     ).stdout.decode()
 
 
-def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace) -> Record:
+def budgets(method: str, options: argparse.Namespace, *, first: bool = True) -> list[float | None]:
+    """The ε that a method is run at with a seed: `real` at none, and once, for nothing in it is random but the CNN."""
+    if method == "real":
+        return [None] if first else []
+    return list(options.eps)
+
+
+def planned(method: str, epsilon: float | None, seed: int, options: argparse.Namespace) -> Record:
     """What a run is of (`quality_log.KEY`), before it is made."""
     training = training_settings(options, seed)
     ours = {"preset": options.preset, "steps": training.steps, "bfloat16": native_bfloat16()}
@@ -90,9 +97,9 @@ def planned(method: str, epsilon: float, seed: int, options: argparse.Namespace)
     return {
         "data": DATA_NAMES.get(options.data.stem.lower(), options.data.stem),
         "method": method,
-        "relation": options.relation,
+        "relation": None if epsilon is None else options.relation,
         "epsilon": epsilon,
-        "delta": options.delta,
+        "delta": None if epsilon is None else options.delta,
         "seed": seed,
         "settings": settings,
         "evaluation": ("cnn" if method == "dp-sgd" else f"{options.classifiers}, 1 seed") + real,
@@ -253,9 +260,11 @@ def main() -> None:
     logged = read_log(options.log) if options.log is not None and options.log.exists() else []
     made = {key_of(record): record for record in logged}
     records = []
+    for method in options.methods:
+        version_of(*OWN_FILES.get(method, []))  # of what was imported, whatever is changed meanwhile
     for seed in range(options.first_seed, options.first_seed + options.runs):  # so that one run of each comes first
         for method in options.methods:
-            for epsilon in options.eps if method != "real" else [float("inf")]:
+            for epsilon in budgets(method, options, first=seed == options.first_seed):
                 plan = planned(method, epsilon, seed, options)
                 if key_of(plan) not in made:
                     with tempfile.TemporaryDirectory() as folder:
@@ -276,10 +285,10 @@ def summary_table(records: list[Record], options: argparse.Namespace) -> Table:
     for heading in ("method", "ε", *names):
         table.add_column(heading, justify="right")
     for method in options.methods:
-        for epsilon in options.eps if method != "real" else [float("inf")]:
+        for epsilon in budgets(method, options):
             runs = [run for run in records if (run["method"], run["epsilon"]) == (method, epsilon)]
             values = [[run["accuracy"].get(name, run.get(name)) for run in runs] for name in names]
-            table.add_row(method, f"{epsilon:g}", *map(summary, values))
+            table.add_row(method, "–" if epsilon is None else f"{epsilon:g}", *map(summary, values))
     return table
 
 

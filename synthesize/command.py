@@ -17,6 +17,8 @@ from rich.progress import Progress, TaskID
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
 from dpmepf.shared.processes import SpeakingOnce, joined
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
+from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
 from dpmepf.synthesize.report import REPORT_FILE, prior_sentence, privacy_claim, public_sentence, sizes_sentence
@@ -24,7 +26,7 @@ from dpmepf.synthesize.request import SynthesisRequest
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
 from dpmepf.synthesize.synthesis import SynthesisCallbacks, SynthesisResult, help_to_train, synthesise
-from dpmepf.synthesize.training import GeneratorTraining
+from dpmepf.synthesize.training import GeneratorTraining, TrainingError
 
 # Of several processes: flags on the CPU, sums where the generator is.
 BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -57,9 +59,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 )
 @click.option(
     "--relabel/--no-relabel",
-    default=True,
-    show_default=True,
-    help="Correct the class that an image was drawn for where the class means say otherwise.",
+    default=None,
+    help="Correct the class that an image was drawn for where the class means say otherwise.  [default: relabel]",
 )
 @click.option(
     "--public",
@@ -145,7 +146,7 @@ def main(
     output: Path,
     image_format: str,
     samples: int | None,
-    relabel: bool,
+    relabel: bool | None,
     public: tuple[Path, ...],
     prior: Path | None,
     preset: str | None,
@@ -182,12 +183,12 @@ def main(
     processes = TrainingProcesses.of_torchrun() or ALONE
     keep_freed_memory()
     if not processes.first:
-        with _stop_signal(processes) as stop_requested:
+        with _too_little_memory_said(output), _stop_signal(processes) as stop_requested:
             help_to_train(request, processes, stop_requested=stop_requested)
         return
     if compiling:
         console.print("Compiling the encoder takes minutes.")
-    with progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
+    with _too_little_memory_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
         result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
     _summarise(result)
     if as_json:
@@ -257,6 +258,20 @@ class _Display:
             self.labels_are_learned()
             self.drawing_task = self.bar.add_task("Drawing", total=total)
         self.bar.advance(self.drawing_task, count)
+
+
+@contextmanager
+def _too_little_memory_said(output: Path) -> Iterator[None]:
+    """Say what to do where a GPU's memory does not suffice, in loading, training, learning labels or drawing."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        partial = OutputFolder(path=output).partial
+        kept = (partial / CHECKPOINT_FILE).is_file()
+        raise TrainingError(
+            "the GPU ran out of memory: choose fewer images through the encoder at a time with --micro-batch-size, or "
+            "another --device" + (f"; a checkpoint is in {partial}: go on with --resume" if kept else "")
+        ) from error
 
 
 @contextmanager

@@ -75,10 +75,11 @@ def denoised_means(means: Tensor, noise_variance: np.ndarray, features: Tensor) 
     centre = torch.as_tensor(weights, dtype=means.dtype, device=means.device) @ means
     prior = features.mean(dim=(0, 1))
     shift, shift_error = _shrink((centre - prior)[None], np.array([centre_noise]), components, np.ones(1))
-    # A deviation's noise: Var(m_c − centre) = N_c − N_centre, for Cov(m_c, centre) = N_centre. Its signal: where true
-    # means are d_c from their expectation, of variance s, d_c − Σ w_k d_k has variance ((1 − w_c)² + Σ_{k≠c} w_k²)·s.
-    signal_shares = 1 - 2 * weights + (weights**2).sum()
-    deviations, errors = _shrink(means - centre, noise - centre_noise, components, signal_shares)
+    # A deviation's noise: Var(m_c − centre) = N_c − N_centre = N_c·(1 − w_c), for Cov(m_c, centre) = N_centre. Where
+    # true means are d_c from their expectation, of variance s, d_c − Σ w_k d_k has ((1 − w_c)² + Σ_{k≠c} w_k²)·s.
+    of_others = np.where(np.eye(len(weights), dtype=bool), 0.0, weights)  # 1 − w_c as a sum: it may be next to nothing
+    signal_shares = of_others.sum(axis=1) ** 2 + (of_others**2).sum(axis=1)
+    deviations, errors = _shrink(means - centre, noise * of_others.sum(axis=1), components, signal_shares)
     return prior + shift + deviations, float(np.median(errors + shift_error)) / means.shape[1]
 
 

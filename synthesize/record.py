@@ -25,6 +25,7 @@ def run_record(
     trained: TrainedGenerator,
     numbers: tuple[int, ...],
     *,
+    sizes: np.ndarray,
     public: Sequence[ChosenImages],
     prior: Mapping[str, Any] | None,
     file: str,
@@ -42,6 +43,7 @@ def run_record(
         settings: of the training.
         trained: its result.
         numbers: images of each class in the data set.
+        sizes: of the classes, as far as the release tells.
         public: which of them, the last ones of each class, are public images.
         prior: origin of the generator that training began with, if any (`Prior`).
         file: name of the artifact's file.
@@ -117,13 +119,15 @@ def run_record(
                 "name": name,
                 "folder": class_folder,
                 "noisy_count": float(noisy_count),
+                "size": round(float(size), 1),
                 "images": number,
                 "public_images": public_number,
             }
-            for name, class_folder, noisy_count, number, public_number in zip(
+            for name, class_folder, noisy_count, size, number, public_number in zip(
                 artifact.classes,
                 folders,
                 artifact.counts(),
+                sizes,
                 numbers,
                 per_class(public, len(numbers)).tolist(),
                 strict=True,

@@ -130,10 +130,14 @@ def sizes_sentence(record: Mapping[str, Any]) -> str:
     sentences = []
     if empty:
         named = ", ".join(empty[:MOST_NAMED]) + (", …" if len(empty) > MOST_NAMED else "")
-        sentences.append(
-            f"{len(empty):,} of {len(record['classes']):,} classes have no images ({named}): by the release they have "
-            f"next to no records (noise in a count: {artifact['noise_std_counts']:,.0f}, one standard deviation)."
+        sizes = [entry["size"] for entry in record["classes"] if not entry["images"]]
+        why = (
+            "by the release they have next to no records (noise in a count: "
+            f"{artifact['noise_std_counts']:,.0f}, one standard deviation)"
+            if max(sizes) < 1
+            else "their share of so few --samples is less than one"
         )
+        sentences.append(f"{len(empty):,} of {len(record['classes']):,} classes have no images ({named}): {why}.")
     if artifact["unit_of_privacy"] != ONE_IMAGE:
         sentences.append(
             "Images of a person who has several were weighed down together, so that class sizes are numbers neither of "
@@ -165,7 +169,7 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         "Each row is a class." if 1 < len(classes) <= MOST_LABELLED_ROWS else "Images follow the order of the classes."
     )
     first_note = (
-        "The first images of the data set, which leaves out those of unclear class."
+        "Not selected: drawn and labelled as the data set is, which leaves out images of unclear class."
         if output["relabelled"]
         else "Not selected: the first images that the generator drew."
     )
@@ -253,7 +257,7 @@ as close as the release can tell; below zero, the generator follows the release'
 <section>
 <h2>Drawing more</h2>
 <p>More images cost no privacy. Those drawn as below are of the class asked for; <code>dpmepf-synth --resume
---samples</code>, with <code>--public</code> where it was used, makes them as for this data set.</p>
+--samples</code>, with the other options of this run, makes them as for this data set.</p>
 <pre>import torch
 from pathlib import Path
 from dpmepf.synthesize.generator import load_generator

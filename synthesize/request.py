@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class SynthesisRequest:
         overrides: settings that differ from the preset's, by name.
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
-        relabel: correct the class that an image was drawn for where the class means say otherwise.
+        relabel: correct the class that an image was drawn for where the class means say otherwise; None: unless a run
+            to resume was trained without.
         public: public images, of which those that look like a class take the place of generated ones; with `resume`
             to be named again, as what to draw is no part of a checkpoint.
         prior: folder of a synthetic data set whose generator training begins with, as one of public images; None:
@@ -65,7 +67,7 @@ class SynthesisRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     image_format: str = "folder"
     samples: int | None = None
-    relabel: bool = True
+    relabel: bool | None = None
     public: Sequence[Path] = ()
     prior: Path | None = None
     device: str = "auto"
@@ -95,6 +97,8 @@ class PreparedRun:
         origin: of the generator that training begins or began with, if any (`Prior`).
         device: of this process.
         settings: of the training.
+        relabel: whether classes that images were drawn for may be corrected.
+        sizes: of the classes, as far as the release tells (`class_sizes`).
         numbers: images of each class to draw.
         feature_map: the one the artifact describes, on `device`.
         compiled: the same for the steps of the training, where that was asked for.
@@ -108,6 +112,8 @@ class PreparedRun:
     origin: dict[str, Any] | None
     device: torch.device
     settings: SynthesisSettings
+    relabel: bool
+    sizes: np.ndarray
     numbers: tuple[int, ...]
     feature_map: FeatureMap
     compiled: Callable[[Tensor], Tensor] | None
@@ -147,6 +153,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     if prior is not None:
         require_fit(prior.generator, configuration)
     settings = replace(settings, vary=configuration.varied)
+    sizes = class_sizes(artifact)
     own = ClassSchedule(len(artifact.classes), settings.batch_size).share(processes)
     run = PreparedRun(
         artifact=artifact,
@@ -157,7 +164,9 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
         origin=origin,
         device=device,
         settings=settings,
-        numbers=sampling.images_per_class(class_sizes(artifact), samples=request.samples),
+        relabel=settings.probe if request.relabel is None and checkpoint else request.relabel is not False,
+        sizes=sizes,
+        numbers=sampling.images_per_class(sizes, samples=request.samples),
         feature_map=feature_map,
         compiled=None,
     )
@@ -203,8 +212,14 @@ def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: 
     """The preset with what was asked for; for a run that goes on its own settings but for those `CHANGEABLE`."""
     if checkpoint is None:
         bfloat16 = autocast_dtype(device) is torch.bfloat16
-        probe = request.relabel or bool(request.public)  # by which generated and public images are judged
-        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, probe=probe, **request.overrides)
+        judged = request.relabel is not False or bool(request.public)
+        overrides = {"probe": judged} | dict(request.overrides)
+        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **overrides)
+    if request.relabel and not checkpoint.settings.probe:
+        raise UsageError(
+            "the run to resume was trained with --no-relabel, without what tells how far labels can be trusted: leave "
+            "--relabel out, or begin again with --force"
+        )
     asked = dict(request.overrides) | ({"preset": request.preset} if request.preset else {})
     for name, value in asked.items():
         stored = getattr(checkpoint.settings, name)

@@ -96,6 +96,7 @@ class SynthesisSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SynthesisSettings:
+        values = {"probe": True} | values  # as it was before there was a choice
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise UsageError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dpmepf.shared.processes import ProcessesError
 from dpmepf.synthesize import sampling
@@ -27,13 +26,12 @@ from dpmepf.synthesize.public_images import ChosenImages, choose_public_images, 
 from dpmepf.synthesize.record import run_record
 from dpmepf.synthesize.report import write_report
 from dpmepf.synthesize.request import PreparedRun, SynthesisRequest, prepare
-from dpmepf.synthesize.settings import LARGEST_SEED, SynthesisSettings
+from dpmepf.synthesize.settings import LARGEST_SEED
 from dpmepf.synthesize.targets import class_targets
 from dpmepf.synthesize.training import (
     GeneratorTraining,
     TrainedGenerator,
     TrainingCallbacks,
-    TrainingError,
     TrainingStopped,
     in_parts,
     train_generator,
@@ -93,7 +91,7 @@ def synthesise(
     run = prepare(request, output, processes)
     folder = output.begin(keep_checkpoint=run.checkpoint is not None)
     try:
-        with _ending_resumably(output, run.settings):
+        with _ending_resumably(output):
             trained, training_seconds = _train(run, folder, callbacks, processes)
             sampling_began = time.monotonic()
             chosen, relabelled = _draw(folder, run, trained, request, callbacks)
@@ -104,6 +102,7 @@ def synthesise(
             run.settings,
             trained,
             run.numbers,
+            sizes=run.sizes,
             public=chosen,
             prior=run.origin,
             file=request.artifact.name,
@@ -136,7 +135,7 @@ def help_to_train(
     """
     output = OutputFolder(path=Path(request.output))
     run = prepare(request, output, processes)
-    with _ending_resumably(output, run.settings):
+    with _ending_resumably(output):
         train_generator(
             run.artifact,
             run.feature_map,
@@ -151,15 +150,10 @@ def help_to_train(
 
 
 @contextmanager
-def _ending_resumably(output: OutputFolder, settings: SynthesisSettings) -> Iterator[None]:
+def _ending_resumably(output: OutputFolder) -> Iterator[None]:
     """Say of a training that ended early how it can go on."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU ran out of memory: choose a --micro-batch-size below "
-            f"{settings.micro_batch_size or settings.batch_size}"
-        ) from error
     except TrainingStopped as error:
         raise TrainingStopped(
             f"{error}; its checkpoint and preview are in {output.partial}: go on with --resume and the same options"
@@ -246,7 +240,7 @@ def _draw(
     save_generator(folder, generator, classes=artifact.classes)
     write_curve(folder, trained.losses)
     label, chosen = None, []
-    if (request.relabel or public) and len(artifact.classes) > 1:
+    if (run.relabel or public) and len(artifact.classes) > 1:
         targets = class_targets(artifact)
         discriminant = learn_discriminant(
             generator,
@@ -258,7 +252,7 @@ def _draw(
             seed=LARGEST_SEED - settings.seed,
             on_images=drew_to_learn,
         )
-        label = discriminant if request.relabel and discriminant.corrects else None
+        label = discriminant if run.relabel and discriminant.corrects else None
         if public:
             chosen = choose_public_images(public, discriminant, numbers, on_images=looked_at_public, **form)
     advance(0)

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import uuid
 from pathlib import Path
@@ -377,6 +378,9 @@ def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_
     record = json.loads((output / "run.json").read_text("utf-8"))
     assert record["output"]["relabelled"] is False
     assert record["settings"]["probe"] is False  # more noise for the generator, for nothing
+    assert run(artifact, "--output", output, "--resume", "--samples", 4).exit_code == 0
+    assert json.loads((output / "run.json").read_text("utf-8"))["output"]["relabelled"] is False
+    assert_one_sentence(run(artifact, "--output", output, "--resume", "--relabel"), 2, "trained with --no-relabel")
     assert "the generator was asked for" in (output / "report.html").read_text("utf-8")
 
 
@@ -430,8 +434,10 @@ def test_too_little_memory_is_said_with_what_to_do(
         with monkeypatch.context() as patch:
             patch.setattr(synthesis, place, run_out)
             result = run(artifact, "--output", tmp_path / "out", *QUICK)
-        assert_one_sentence(result, 1, "out of memory", "--micro-batch-size below 4")
+        assert_one_sentence(result, 1, "out of memory", "--micro-batch-size")
+        assert ("--resume" in result.stderr) == (place == "learn_discriminant")  # whose training is in a checkpoint
         assert not (tmp_path / "out").exists()
+        shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
 
 
 def test_more_classes_than_the_preview_has_room_for_get_their_images(

@@ -95,7 +95,7 @@ def test_the_dp_sgd_classifier_is_called_no_synthetic_set_and_has_one_relation()
     settings = {"preset": "standard", "passes": 10, "batch_size": 1024}
     lacking = dict.fromkeys(("fid", "kid", "extractor"))
     text = document([run(method="dp-sgd", settings=settings, claims={"add-or-remove-one": 0.999}, **lacking)])
-    accuracy, every = rows(text, "DP-SGD classifier, no synthetic set")
+    accuracy, every = rows(text, "DP-SGD classifier, no synthetic set (")
     assert accuracy[1:3] == ["add or remove", "none"]
     assert every[3] == "–"
     assert every[5:8] == ["–", "–", "–"]
@@ -108,6 +108,7 @@ def test_published_figures_stand_where_their_epsilon_is_and_are_called_published
     assert cifar10[3:] == ["–", "74.5", "78.4"]
     assert text.index("**published**") < text.index("| PrivImage")
     assert "Nothing is measured yet" in text
+    assert len(rows(text, "DP-MERF: not measured yet")) == 2
 
 
 def test_the_first_lines_say_who_is_ahead() -> None:
@@ -122,6 +123,20 @@ def test_the_first_lines_say_who_is_ahead() -> None:
         "DP-LoRA 97.1.",
         "- elsewhere, ε = 1: **50.0 %** (n = 1).",
     ]
+
+
+def test_the_first_lines_are_of_runs_as_the_table_has_them() -> None:
+    """Planted: more runs of older code, of the other relation and with more public images, all of them better."""
+    older = [
+        run(seed=seed, accuracy={"cnn": 0.99}, version="0.1.0 older", committed="2026-11-29T01:00:00+00:00")
+        for seed in range(3)
+    ]
+    other = [run(seed=seed, accuracy={"cnn": 0.99}, relation="replace-one") for seed in range(3)]
+    public = [
+        run(seed=seed, accuracy={"cnn": 0.99}, settings=run()["settings"] | {"public": ["a"]}) for seed in range(3)
+    ]
+    text = document([*older, run(accuracy={"cnn": 0.9}), *other, *public])
+    assert "- MNIST, ε = 1: **90.0 %** (n = 1)" in text
 
 
 def test_presets_that_differ_in_their_number_of_steps_alone_share_a_row() -> None:
@@ -141,9 +156,9 @@ def test_runs_of_code_that_made_other_images_stand_in_the_history_alone() -> Non
 
 
 def test_the_private_images_themselves_have_no_epsilon_and_a_column_of_their_own() -> None:
-    real = run(method="real", epsilon=float("inf"), settings={}, claims={}, accuracy={"cnn": 0.995})
+    real = run(method="real", epsilon=None, relation=None, delta=None, settings={}, claims={}, accuracy={"cnn": 0.995})
     text = document([run(), real])
-    accuracy, every = rows(text, "the private images themselves")
+    accuracy, every = rows(text, "the private images themselves, no privacy |")
     assert accuracy[1:] == ["–", "none", "–", "–", "–", "99.5 (n = 1)"]
     assert "| ε = 10 | no privacy |" in text
     assert every[1:4] == ["–", "–", "–"]

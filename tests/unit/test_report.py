@@ -82,7 +82,9 @@ def record(**artifact: Any) -> dict[str, Any]:
         "output": {"format": "folder", "images": 42, "relabelled": True},
         "public": [],
         "prior": None,
-        "classes": [{"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "images": 0, "public_images": 0}],
+        "classes": [
+            {"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "size": 0.0, "images": 0, "public_images": 0}
+        ],
         "timings": {
             "training_seconds": 61.0,
             "sampling_seconds": 1.0,
@@ -196,19 +198,23 @@ def test_the_curve_can_be_drawn_of_any_number_of_steps(losses: list[float], tmp_
 
 def test_classes_without_images_and_counts_of_no_images_are_explained(tmp_path: Path) -> None:
     values = record()
+    values["classes"][0]["size"] = -2.5
     values["classes"].append(values["classes"][0] | {"name": "full", "images": 42})
     sentence = sizes_sentence(values)
     assert sentence.startswith(f"1 of 2 classes have no images ({HOSTILE})")
     assert "38, one standard deviation" in sentence
     checker, _ = checked_report(tmp_path, values)
     assert sentence in checker.text
+    values["classes"][0]["size"] = 6_000.0  # Planted: five images of many large classes
+    assert "next to no records" not in sizes_sentence(values)
+    assert "so few --samples" in sizes_sentence(values)
     del values["classes"][0]
     assert sizes_sentence(values) == ""
     assert "numbers neither of images nor of persons" in sizes_sentence(record(unit_of_privacy="one person"))
 
 
 def test_the_caption_says_whether_the_pictures_are_the_first_drawn_or_the_first_kept(tmp_path: Path) -> None:
-    for relabelled, words in ((False, "Not selected"), (True, "which leaves out those of unclear class")):
+    for relabelled, words in ((False, "Not selected"), (True, "which leaves out images of unclear class")):
         values = record()
         values["output"]["relabelled"] = relabelled
         assert words in checked_report(tmp_path, values)[1]
