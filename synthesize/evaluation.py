@@ -214,11 +214,11 @@ def _matching_note(classes: tuple[str, ...], numbered: bool) -> list[str]:
     """A sentence if classes were found by number, which is right only if both sides count them alike."""
     if not numbered or set(classes) == set(numbered_classes(len(classes))):
         return []
-    return [f"Real labels are numbers; they were taken for the classes in this order: {_listed(classes)}."]
+    return [f"Real labels that are numbers were taken for the classes in this order: {_listed(classes)}."]
 
 
 def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> tuple[ImageSource, bool]:
-    """Also tell whether its labels are numbers."""
+    """Also tell whether its labels may be numbers."""
     try:
         source = open_images(path, split=split, default_split="test")
         return source, source.classes == numbered_classes(len(source.classes))

@@ -185,7 +185,7 @@ def test_names_that_meet_numbers_are_said_in_their_order(synthetic: Path, tmp_pa
     images, labels = bars(30, seed=1)
     np.savez(tmp_path / "real.npz", x=images, y=labels)
     assert (
-        "numbers; they were taken for the classes in this order: bottom, middle, top"
+        "numbers were taken for the classes in this order: bottom, middle, top"
         in evaluate(synthetic, tmp_path / "real.npz", QUICK).note
     )
 

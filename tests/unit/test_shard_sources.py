@@ -243,7 +243,8 @@ def test_hidden_members_do_not_exist(tmp_path: Path) -> None:
 
 def test_real_images_of_an_evaluation_are_numbered_as_the_synthetic_ones(tmp_path: Path) -> None:
     for form in ("WebDataset", "parquet of bytes", "parquet of names", "parquet"):
-        assert _open_real(write_form(tmp_path / form, form), CLASSES, None).classes == CLASSES
+        source, _ = _open_real(write_form(tmp_path / form, form), CLASSES, None)
+        assert source.classes == CLASSES
 
 
 # Persons
