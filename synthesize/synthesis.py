@@ -247,7 +247,7 @@ def _draw(
             targets,
             in_parts(run.feature_map, settings.micro_batch_size),
             probe=probe_for(targets, seed=settings.seed) if settings.probe else None,
-            sizes=numbers,
+            sizes=run.sizes.tolist(),
             ridge=settings.metric_ridge,
             seed=LARGEST_SEED - settings.seed,
             on_images=drew_to_learn,
