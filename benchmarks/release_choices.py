@@ -201,13 +201,14 @@ def table(records: Sequence[Record]) -> str:
                         spread([run["kid"] for run in found], "{:.4f}"),
                         str(sum(run["corrected"] for run in found)),
                         str(len(found)),
+                        str(sum(not run["settings"]["bfloat16"] for run in found)),
                     ]
                 )
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
         text.append(
             f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
             + f"{extractor}; code {version}.\n\n"
-            + markdown([*head, "labels corrected", "runs"], rows)
+            + markdown([*head, "labels corrected", "runs", "in float32"], rows)
             + _missing_of(here)
         )
     return "\n".join(text)

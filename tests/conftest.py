@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 torch.set_num_threads(2)
+os.environ["COLUMNS"] = "80"  # for rich, also in the processes that tests start: a sentence is folded at the same place
+hypothesis.settings.register_profile("dpmepf", deadline=None)  # a loaded machine is no defect
+hypothesis.settings.load_profile("dpmepf")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, also by the commands under test
 
 

@@ -101,7 +101,7 @@ def test_too_large_a_file_is_not_decoded(monkeypatch):
             function(image_bytes())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     form=st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "TIFF"]),
     place=st.floats(0, 1, exclude_max=True),

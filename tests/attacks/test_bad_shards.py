@@ -471,7 +471,7 @@ def test_other_members_take_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.floats(0, 1, exclude_max=True), patch=st.binary(min_size=1, max_size=40), keep=st.floats(0.2, 1.5))
 @pytest.mark.parametrize("form", ["tar", "parquet"])
 def test_random_damage_is_an_error_of_ours_or_an_unreadable_image(

@@ -155,14 +155,20 @@ def test_encoder_weights_that_are_missing_damaged_or_of_another_model(tmp_path: 
         assert_refused(result, 1, beside=tmp_path, keeps={damaged.name, foreign.name})
 
 
-def test_a_defect_of_ours_does_not_quote_private_values(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(f"unexpected image {SECRET}"), OSError(errno.EIO, os.strerror(errno.EIO), f"/data/{SECRET}.png")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_we_did_not_foresee_does_not_quote_private_values(
+    error: Exception, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def defective(*_: object, **__: object) -> None:
-        raise RuntimeError(f"unexpected image {SECRET}")
+        raise error
 
     monkeypatch.delenv("DPMEPF_DEBUG", raising=False)
     monkeypatch.setattr(command, "embed_images", defective)
     result = run(tmp_path / "a.h5", "--data", data)
     assert_refused(result, 1, beside=tmp_path, keeps={"data"})
-    assert "RuntimeError" in result.stderr
+    assert type(error).__name__ in result.stderr
+    assert SECRET not in result.output

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import limited_process
 import malformed_structure
 import numpy as np
 import pytest
@@ -46,6 +47,11 @@ def leaves_without_a_word(path: Path) -> str:
 
 def hangs_in_c_and_keeps_the_interpreter(path: Path) -> str:
     return str(re.match(r"(a+)+$", "a" * 60 + "b"))
+
+
+def waits_for_ever(path: Path) -> str:
+    os.mkfifo(path)
+    return path.read_text()
 
 
 def fills_the_memory_and_stays(path: Path) -> str:
@@ -98,6 +104,11 @@ def test_every_ending_is_told_from_the_others(
     assert outcome.orderly == (function in (returns, refuses))
     assert outcome.seconds < SECONDS + 1
     assert outcome.ending is Ending.MEMORY or outcome.peak_memory < MEMORY
+
+
+def test_a_call_that_waits_for_ever_hangs_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limited_process, "SECONDS_BY_THE_CLOCK", 1.0)
+    assert call_limited(waits_for_ever, tmp_path / "pipe").ending is Ending.HANG
 
 
 @pytest.mark.parametrize("reader", [reads_all_plainly, reads_all_plainly_and_refuses])

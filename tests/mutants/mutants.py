@@ -28,6 +28,7 @@ REGISTER = "unit/test_register.py"
 FILE = "unit/test_artifact_file.py"
 HOSTILE = "attacks/test_hostile_artifacts.py"
 FORGERIES = "attacks/test_forgeries.py"
+EMBED_COMMAND = "unit/test_embed_command.py"
 MERGE_COMMAND = "end_to_end/test_merge_command.py"
 RELEASED_NOISE = "statistical/test_release_noise.py"
 
@@ -1004,5 +1005,83 @@ MUTANTS = [
         "            if not force:\n                raise\n",
         "",
         f"{FILE}::test_a_file_that_appears_meanwhile_is_not_overwritten",
+    ),
+    # From the custodian's words to the core
+    _mutant(
+        "a list of persons is read and not used: each image is clipped by itself",
+        "embed/command.py",
+        "persons = persons_from_list(source, unit_list)",
+        "persons = persons_from_list(source, unit_list) * 0 + range(len(source))",
+        f"{EMBED_COMMAND}::test_folders_or_a_list_of_persons_make_a_release_for_persons",
+    ),
+    _mutant(
+        "folders of persons are read and not used",
+        "embed/command.py",
+        "persons = persons_from_folders(source)",
+        "persons = persons_from_folders(source) * 0 + range(len(source))",
+        f"{EMBED_COMMAND}::test_folders_or_a_list_of_persons_make_a_release_for_persons",
+    ),
+    _mutant(
+        "sums of one division into persons go on with another: a person counts in both",
+        "embed/fingerprint.py",
+        'digest.update(b"" if persons is None else persons.tobytes())',
+        "pass",
+        f"{PIPELINE}::test_a_run_is_told_from_others_by_everything_that_sums_depend_on",
+    ),
+    _mutant(
+        "the budget's relation is not the one that was asked for",
+        "embed/command.py",
+        "relation_kept = NeighbouringRelation(relation)",
+        "relation_kept = NeighbouringRelation.ADD_OR_REMOVE_ONE",
+        f"{EMBED_COMMAND}::test_the_budget_is_kept_as_it_was_given",
+    ),
+    _mutant(
+        "the auditor's command sets a budget under another relation",
+        "artifacts/register_command.py",
+        "kept = NeighbouringRelation(relation)",
+        "kept = NeighbouringRelation.ADD_OR_REMOVE_ONE",
+        f"{REGISTER}::test_the_command_keeps_the_budget_that_was_asked_for",
+    ),
+    _mutant(
+        "a charge may be lost with the current, after the release",
+        "artifacts/register.py",
+        "synchronous = EXTRA",
+        "synchronous = OFF",
+        f"{REGISTER}::test_an_entry_is_on_the_disk_before_a_release",
+    ),
+    _mutant(
+        "a second budget entry wipes what was spent",
+        "artifacts/register.py",
+        "if dataset in accounts:\n                        raise",
+        "if False:\n                        raise",
+        f"{REGISTER}::test_a_second_budget_in_a_book_does_not_wipe_what_was_spent",
+    ),
+    _mutant(
+        "a book over its budget passes for one within",
+        "artifacts/register_command.py",
+        'within = all(summary["within_budget"] for summary in summaries)',
+        "within = True",
+        f"{REGISTER}::test_a_book_over_its_budget_is_shown_as_such",
+    ),
+    _mutant(
+        "the lattices of several releases each fail with the whole tail",
+        "artifacts/accounting.py",
+        " + _MP.log(len(lattices))",
+        "",
+        f"{ACCOUNTING}::test_beyond_the_radius_is_no_more_than_the_tail_that_the_theorem_allows",
+    ),
+    _mutant(
+        "the tail of many coordinates is taken for that of one",
+        "artifacts/accounting.py",
+        "radius = _MP.sqrt(coordinates) * (1",
+        "radius = (1",
+        f"{ACCOUNTING}::test_beyond_the_radius_is_no_more_than_the_tail_that_the_theorem_allows",
+    ),
+    _mutant(
+        "a release too large for an artifact is charged, and lost",
+        "embed/release.py",
+        "    check_size(sums.class_count, sums.dimension)\n",
+        "",
+        f"{RELEASE}::test_more_numbers_than_an_artifact_holds_are_refused_before_a_charge",
     ),
 ]

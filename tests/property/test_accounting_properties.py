@@ -43,7 +43,7 @@ def test_recomputed_delta_never_exceeds_the_claim_over_2000_random_targets() -> 
         assert independent_delta(epsilon, sigma * (1 - 1e-12)) > delta  # so sigma is the optimum, not merely enough
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(epsilon=st.floats(0, 3), sigma=st.floats(0.3, 3))
 def test_a_reported_delta_is_never_below_the_true_one(epsilon: float, sigma: float) -> None:
     """Nor above it by more than a float's last place: rounding to nearest would be below in half of all cases."""
@@ -52,7 +52,7 @@ def test_a_reported_delta_is_never_below_the_true_one(epsilon: float, sigma: flo
     assert truth <= reported <= truth * (1 + mpmath.mpf(2) ** -51)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(epsilon=epsilons, delta=deltas, coordinates=st.integers(1, 10**7), exponent=st.integers(16, 26))
 def test_the_discrete_release_meets_its_target_and_its_epsilon_is_recomputed_within_the_claim(
     epsilon: float, delta: float, coordinates: int, exponent: int
@@ -65,7 +65,7 @@ def test_the_discrete_release_meets_its_target_and_its_epsilon_is_recomputed_wit
     assert discrete_gaussian_epsilon(delta, **release) <= epsilon
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(delta=deltas, multiplier=st.floats(-3, 6).map(lambda exponent: 10.0**exponent))
 def test_epsilon_of_delta_meets_delta(delta: float, multiplier: float) -> None:
     epsilon = gaussian_epsilon(delta, sensitivity=1.0, sigma=multiplier)
@@ -73,14 +73,14 @@ def test_epsilon_of_delta_meets_delta(delta: float, multiplier: float) -> None:
         assert gaussian_delta(epsilon, sensitivity=1.0, sigma=multiplier) <= delta
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(epsilon=epsilons, delta=deltas, factor=st.floats(1.0001, 3))
 def test_more_noise_never_costs_more_privacy(epsilon: float, delta: float, factor: float) -> None:
     sigma = calibrate_sigma(epsilon, delta, sensitivity=1.0)
     assert gaussian_delta(epsilon, sensitivity=1.0, sigma=sigma * factor) <= delta
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     epsilon=epsilons,
     delta=deltas,

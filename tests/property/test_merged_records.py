@@ -32,7 +32,7 @@ def squared_distances(one: list[list[int]], other: list[list[int]]) -> list[int]
 
 
 @given(parts(), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_sum_of_the_parts_is_what_the_mechanism_would_noise_for_all_records_together(
     drawn: Drawn, non_negative: bool
 ) -> None:
@@ -43,7 +43,7 @@ def test_the_sum_of_the_parts_is_what_the_mechanism_would_noise_for_all_records_
 
 
 @given(parts(), st.booleans(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_adding_a_record_moves_its_part_by_at_most_lambda_and_no_other(
     drawn: Drawn, non_negative: bool, choice: st.DataObject
 ) -> None:
@@ -56,7 +56,7 @@ def test_adding_a_record_moves_its_part_by_at_most_lambda_and_no_other(
 
 
 @given(parts(), st.booleans(), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_replacing_a_record_within_its_part_moves_that_part_by_at_most_the_stated_distance_and_no_other(
     drawn: Drawn, non_negative: bool, choice: st.DataObject
 ) -> None:

@@ -58,7 +58,7 @@ def neighbours(draw: st.DrawFn) -> tuple[list[Record], Record, Record, int]:
 
 
 @given(neighbours(), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_adding_or_removing_one_record_moves_the_sum_by_at_most_lambda(
     drawn: tuple[list[Record], Record, Record, int], non_negative: bool
 ) -> None:
@@ -68,7 +68,7 @@ def test_adding_or_removing_one_record_moves_the_sum_by_at_most_lambda(
 
 
 @given(neighbours(), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_replacing_one_record_moves_the_sum_by_at_most_two_lambda_or_sqrt2_lambda_if_non_negative(
     drawn: tuple[list[Record], Record, Record, int], non_negative: bool
 ) -> None:

@@ -57,7 +57,7 @@ def a_person(draw: st.DrawFn) -> Person:
 
 
 @given(st.lists(a_person(), max_size=3), a_person(), a_person(), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_one_person_moves_the_sum_by_at_most_the_stated_sensitivity(
     others: list[Person], person: Person, replacement: Person, non_negative: bool
 ) -> None:

@@ -169,6 +169,20 @@ def test_the_surcharges_in_use_bound_the_ratio_wherever_the_theorem_says(sigma: 
         assert 0.5 * above < max(ratios) <= above
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("coordinates", [1, 7])
+def test_beyond_the_radius_is_no_more_than_the_tail_that_the_theorem_allows(coordinates: int, count: int) -> None:
+    """Of all lattices together, by lemma 3; the radius is read back from what lemma 1 charges inside of it."""
+    sigma, delta, epsilon = mpmath.mpf(3), mpmath.mpf("1e-5"), mpmath.mpf(2)
+    with mpmath.workdps(40):
+        _, above = accounting._lattice_surcharge(epsilon, delta, [(sigma, coordinates)] * count)
+        normaliser = coordinates * 4 * mpmath.exp(-2 * (mpmath.pi * sigma) ** 2)
+        radius = mpmath.sqrt((above / count - normaliser) * 24 * sigma**2)  # T/σ
+        beyond = mpmath.exp(-((radius - mpmath.sqrt(coordinates) * (1 + 1 / (2 * sigma))) ** 2) / 2)
+        allowed = delta * mpmath.exp(-epsilon - 40)
+        assert 0.999999 * allowed < count * beyond < 1.000001 * allowed
+
+
 @pytest.mark.parametrize("coordinates", [1, 7])
 def test_the_lattice_is_paid_for_on_every_coordinate(coordinates: int) -> None:
     """Lemma 2 is nearly reached at the origin, where the discrete Gaussian exceeds the rounded one most."""

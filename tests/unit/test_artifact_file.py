@@ -262,11 +262,14 @@ def test_arrays_that_do_not_fit_the_classes_are_refused() -> None:
             dataclasses.replace(artifact, **change)
 
 
-def test_values_that_no_64_bit_sum_can_be_are_refused() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ["noisy_counts", "noisy_sums"])
+def test_values_that_no_64_bit_sum_can_be_are_refused(name: str, sign: int) -> None:
     artifact = example_artifact()
-    counts = np.array([0, 0, 2 ** (63 - artifact.ledger.coarsening_exponent) + 1])
-    with pytest.raises(OutOfRangeError, match="noisy_counts"):
-        dataclasses.replace(artifact, noisy_counts=counts)
+    array = np.zeros_like(getattr(artifact, name))
+    array.flat[-1] = sign * (2 ** (63 - artifact.ledger.coarsening_exponent) + 1)
+    with pytest.raises(OutOfRangeError, match=name):
+        dataclasses.replace(artifact, **{name: array})
 
 
 def test_more_numbers_than_the_limit_are_refused() -> None:

@@ -15,17 +15,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
 
+from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.audit import audit_artifact
 from dpmepf.artifacts.errors import ArtifactWriteError
 from dpmepf.artifacts.hdf5_file import read_artifact
+from dpmepf.artifacts.ledger import ONE_IMAGE
 from dpmepf.artifacts.register import Register, default_register
+from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import signature_file, verify_file
 from dpmepf.embed import command, pipeline
 from dpmepf.embed import release as release_module
 from dpmepf.embed.noise import NoiseError
+from dpmepf.embed.summing import ClassSums, ExactSums
 
 SECRET = "patient-4711"
 IMAGES = 29  # a number that nothing public has
+PERSONS = 5  # in `folders_of_persons`
 
 
 @pytest.fixture(scope="module")
@@ -150,15 +155,15 @@ def test_half_a_request_is_a_usage_error(arguments: tuple[object, ...], tmp_path
     assert result.stderr.startswith("Error: ")
 
 
-def test_skipping_warns_without_number_or_name(data: Path, tmp_path: Path) -> None:
+def test_skipping_warns_without_number_or_name(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path would be folded in the panel, perhaps before its 5
     broken = tmp_path / "data"
     for name in "abcde":
         (broken / "ill").mkdir(parents=True, exist_ok=True)
         (broken / "ill" / f"{SECRET}-{name}.png").write_bytes(b"no image")
     good = next((data / "ill").iterdir())
     (broken / "ill" / "good.png").write_bytes(good.read_bytes())
-    output = tmp_path / "artifact.h5"
-    result = run("--data", broken, "--output", output, "--skip-unreadable")
+    result = run("--data", broken, "--output", "artifact.h5", "--skip-unreadable")
     assert result.exit_code == 0, result.stderr
     assert "images that cannot be decoded are left out" in result.stderr
     assert SECRET not in result.output and "5" not in words(result.stderr)
@@ -265,6 +270,16 @@ def test_a_release_is_charged_and_one_over_budget_is_refused_before_an_image_is_
     assert len(Register(book).read().accounts["clinic"].releases) == 1
 
 
+def test_the_budget_is_kept_as_it_was_given(data: Path, tmp_path: Path) -> None:
+    budget = ("--budget-eps", 3, "--budget-delta", 1e-7, "--relation", "replace-one")
+    options = ("--data", data, "--dataset", "clinic", "--eps", 1, "--delta", 1e-8, *budget)
+    result = run(*options, "--register", tmp_path / "book.sqlite", "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 0, result.stderr
+    assert Register(tmp_path / "book.sqlite").read().accounts["clinic"].budget == Budget(
+        epsilon=3.0, delta=1e-7, relation=NeighbouringRelation.REPLACE_ONE, unit_of_privacy=ONE_IMAGE
+    )
+
+
 def test_a_name_is_enough_for_the_register_in_the_state_folder(data: Path, tmp_path: Path) -> None:
     result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 0, result.stderr
@@ -364,13 +379,24 @@ def test_a_signature_that_cannot_be_written_does_not_hide_that_the_release_was_m
 def folders_of_persons(root: Path) -> Path:
     generator = np.random.default_rng(0)
     for index in range(IMAGES):
-        path = root / ("healthy", "ill")[index % 2] / f"{SECRET}-{index % 5}" / f"{index}.png"
+        path = root / ("healthy", "ill")[index % 2] / f"{SECRET}-{index % PERSONS}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (28, 28), np.uint8)).save(path)
     return root
 
 
-def test_folders_or_a_list_of_persons_make_a_release_for_persons(tmp_path: Path) -> None:
+def test_folders_or_a_list_of_persons_make_a_release_for_persons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noised: list[np.ndarray] = []
+    take = ClassSums.take
+
+    def recording(self: ClassSums) -> ExactSums:
+        sums = take(self)
+        noised.append(sums.weighted_counts.copy())
+        return sums
+
+    monkeypatch.setattr(ClassSums, "take", recording)
     data, output = folders_of_persons(tmp_path / "data"), tmp_path / "artifact.h5"
     names = [path.relative_to(data).as_posix() for path in sorted(data.rglob("*.png"))]
     table = tmp_path / "persons.csv"
@@ -383,6 +409,8 @@ def test_folders_or_a_list_of_persons_make_a_release_for_persons(tmp_path: Path)
         assert SECRET not in result.output
         report = audit_artifact(output)
         assert report.valid and report.to_dict()["unit_of_privacy"] == "one person"
+        records = noised.pop().sum() / read_artifact(output).ledger.count_weight_lattice
+        assert records < 2 * PERSONS < IMAGES  # a person in two classes moves their sizes by little more than √2
 
 
 def test_a_list_without_every_image_is_refused_before_anything_is_charged(data: Path, tmp_path: Path) -> None:

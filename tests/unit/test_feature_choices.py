@@ -120,33 +120,38 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     assert "| 50.0 | 0.2500 |" in text
 
 
-SHORTER = {"settings": {"preset": "quick", "steps": 1, "images": 9}}
+RUN = {
+    "data": "squares",
+    "method": "1x1",
+    "relation": "add-or-remove-one",
+    "epsilon": 1.0,
+    "delta": 1e-5,
+    "seed": 0,
+    "settings": {"preset": "quick", "steps": 2, "bfloat16": True, "images": 9},
+    "evaluation": "cnn",
+    "version": "a",
+    "dimension": 960,
+    "noise": 0.5,
+    "class_means": 0.5,
+    "corrected": True,
+    "accuracy": {"cnn": 0.5},
+    "kid": 0.25,
+    "extractor": "one, of 3",
+}
+SHORTER = {"settings": RUN["settings"] | {"steps": 1}}
 
 
 @pytest.mark.parametrize(
     "change", [{"delta": 1e-6}, {"extractor": "another"}, {"epsilon": 2.0}, {"version": "b"}, SHORTER]
 )
 def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str, object]) -> None:
-    run = {
-        "data": "squares",
-        "method": "1x1",
-        "relation": "add-or-remove-one",
-        "epsilon": 1.0,
-        "delta": 1e-5,
-        "seed": 0,
-        "settings": {"preset": "quick", "steps": 2, "images": 9},
-        "evaluation": "cnn",
-        "version": "a",
-        "dimension": 960,
-        "noise": 0.5,
-        "class_means": 0.5,
-        "corrected": True,
-        "accuracy": {"cnn": 0.5},
-        "kid": 0.25,
-        "extractor": "one, of 3",
-    }
-    assert release_choices.table([run, {**run, "seed": 1}]).count("## ") == 1
-    assert release_choices.table([run, {**run, "seed": 1, **change}]).count("## ") == 2
+    assert release_choices.table([RUN, {**RUN, "seed": 1}]).count("## ") == 1
+    assert release_choices.table([RUN, {**RUN, "seed": 1, **change}]).count("## ") == 2
+
+
+def test_a_row_tells_its_runs_and_how_many_were_in_float32() -> None:
+    other = {**RUN, "seed": 1, "settings": RUN["settings"] | {"bfloat16": False}}
+    assert "| 2 | 2 | 1 |" in release_choices.table([RUN, other])  # labels corrected, runs, in float32
 
 
 def test_the_document_is_that_of_the_log() -> None:

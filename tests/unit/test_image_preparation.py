@@ -162,7 +162,7 @@ def test_every_size_reaches_every_resolution_and_a_plain_image_stays_plain(resol
     assert (prepared == 77).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(st.integers(0, 4), st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])),
     resolution=st.sampled_from([28, 32]),

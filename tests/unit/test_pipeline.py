@@ -1,5 +1,7 @@
 """Images to sums: the same bits for any order and any number of workers, whatever the encoder returns is bounded."""
 
+import copy
+import dataclasses
 import io
 import math
 import multiprocessing
@@ -19,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dpmepf.artifacts.errors import OversizeError
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
@@ -461,6 +464,46 @@ def test_a_run_goes_on_with_the_same_images_only(
     change(data)
     with pytest.raises(CheckpointError, match="another run"):
         kept_sums(open_images(data), tmp_path / "kept")
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "epsilon": {"settings": {"epsilon": 3.0}},
+    "delta": {"settings": {"delta": 1e-7}},
+    "relation": {"settings": {"relation": NeighbouringRelation.REPLACE_ONE}},
+    "unit of privacy": {"settings": {"unit_of_privacy": ONE_PERSON}},
+    "batches": {"settings": {"batch_size": 9}},
+    "name of the data": {"settings": {"dataset_name": "other"}},
+    "persons": {"persons": np.r_[np.arange(20), 0]},
+    "labels": {"labels": np.zeros(21, np.int64)},
+    "resolution": {"schema": {"resolution": 64}},
+    "feature map": {"feature_map": "another"},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERWISE.values(), ids=OTHERWISE)
+def test_a_run_is_told_from_others_by_everything_that_sums_depend_on(
+    changes: dict[str, Any], source: ImageSource
+) -> None:
+    """Else sums of one would go on with images of another: a person who is split otherwise would count twice."""
+
+    def fingerprint(**changes: Any) -> bytes:
+        persons = changes.get("persons", np.arange(21))
+        with_labels = copy.copy(source)
+        with_labels.labels = changes.get("labels", source.labels)
+        schema = dataclasses.replace(infer_schema(source), **changes.get("schema", {}))
+        feature_map = changes.get("feature_map", StandInFeatures().description)
+        return run_fingerprint(with_labels, schema, feature_map, settings(**changes.get("settings", {})), persons)
+
+    assert fingerprint() == fingerprint() != fingerprint(**changes)
+
+
+def test_more_numbers_than_an_artifact_holds_are_refused_before_an_image_is_read(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema, feature_map = infer_schema(source), StandInFeatures()
+    monkeypatch.setattr("dpmepf.artifacts.artifact.LARGEST_SIZE", len(schema.classes) * feature_map.dimension - 1)
+    with pytest.raises(OversizeError, match="above the limit"):
+        plan(schema, feature_map, settings())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["zip", "tar", "parquet"])

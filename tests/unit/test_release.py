@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from dpmepf.artifacts.accounting import discrete_gaussian_delta
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.claims import check_claims
-from dpmepf.artifacts.errors import RegisterBudgetError
+from dpmepf.artifacts.errors import OversizeError, RegisterBudgetError
+from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed import release as release_module
 from dpmepf.embed.noise import NoiseError
@@ -46,7 +48,13 @@ def sums_of(records: int, *, non_negative: bool = True) -> ClassSums:
     return sums
 
 
-def released(sums: ClassSums, *, epsilon: float = 2.0, relation: str = "add-or-remove-one") -> Artifact:
+def released(
+    sums: ClassSums,
+    *,
+    epsilon: float = 2.0,
+    relation: str = "add-or-remove-one",
+    charge: Callable[[Ledger], None] | None = None,
+) -> Artifact:
     return release(
         sums,
         classes=CLASSES,
@@ -56,7 +64,17 @@ def released(sums: ClassSums, *, epsilon: float = 2.0, relation: str = "add-or-r
         relation=NeighbouringRelation(relation),
         inferred_schema=("channels",),
         dataset_name="animals",
+        charge=charge,
     )
+
+
+def test_more_numbers_than_an_artifact_holds_are_refused_before_a_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = sums_of(20)
+    with monkeypatch.context() as small:
+        small.setattr("dpmepf.artifacts.artifact.LARGEST_SIZE", len(CLASSES) * DIMENSION - 1)
+        with pytest.raises(OversizeError, match="3 classes x 500 features"):
+            released(sums, charge=pytest.fail)
+    assert released(sums).noisy_sums.shape == (3, 500)
 
 
 @pytest.mark.parametrize("relation", ["add-or-remove-one", "replace-one"])
