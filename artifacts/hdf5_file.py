@@ -9,7 +9,7 @@ Layout, complete (file format 1.10, superblock version 3, so that the library ch
     /noisy_sums     int64 K x D  little-endian; one chunk per class, shuffle and deflate
     /noisy_counts   int64 K      little-endian; contiguous
 
-A text is a scalar, null-padded string of fixed length. There are no groups, attributes, links, timestamps or other data
+A text is a scalar, null-padded string of fixed length, its JSON spelled as here alone (strict_json.py). There are no groups, attributes, links, timestamps or other data
 sets. By hand:
 
     h5dump -d /ledger artifact.h5
@@ -45,7 +45,7 @@ from dpmepf.artifacts.errors import (
     TextError,
 )
 from dpmepf.artifacts.merged_ledger import read_ledger
-from dpmepf.artifacts.strict_json import parse_json
+from dpmepf.artifacts.strict_json import check_spelling, parse_json
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 _COMPRESSION_LEVEL = 6
@@ -105,24 +105,30 @@ def read_artifact(path: Path) -> Artifact:
     path = Path(path)
     inspection.check_superblock(path)
     with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
-        ledger = read_ledger(parse_json(_read_text(file, "ledger"), "ledger"))  # first: it holds the version
+        texts = {"ledger": _read_text(file, "ledger")}
+        values = {"ledger": parse_json(texts["ledger"], "ledger")}
+        ledger = read_ledger(values["ledger"])  # first: it holds the version
         inspection.check_members(file)
-        feature_map_text = _read_text(file, "feature_map")
-        parse_json(feature_map_text, "feature_map")
-        classes = parse_json(_read_text(file, "classes"), "classes")
+        for name in ("feature_map", "classes"):
+            texts[name] = _read_text(file, name)
+            values[name] = parse_json(texts[name], name)
+        classes = values["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TextError("classes: expected a JSON list of names")
         counts = inspection.open_counts(file)
         sums = inspection.open_sums(file)
         check_size(*sums.shape)
         inspection.check_file_size(file)
-        return Artifact(
+        artifact = Artifact(
             noisy_sums=_read_rows(sums),
             noisy_counts=counts[()].astype(np.int64, copy=False),
             classes=tuple(classes),
-            feature_map=FeatureMapDescription.from_json(feature_map_text),
+            feature_map=FeatureMapDescription.from_json(texts["feature_map"]),
             ledger=ledger,
         )
+        for name, text in texts.items():
+            check_spelling(text, values[name], name)
+        return artifact
 
 
 def read_verified_artifact(path: Path) -> Artifact:

@@ -68,6 +68,12 @@ def bytes_that_belong_to_nothing(path: Path) -> None:
     path.write_bytes(content)
 
 
+def few_bytes_that_belong_to_nothing(path: Path) -> None:
+    content = bytearray(path.read_bytes() + b"patient" * 400)
+    set_end_of_file(content)
+    path.write_bytes(content)
+
+
 def terabyte_of_nothing(path: Path) -> None:
     """A sparse file: a few kilobytes on the disk, and a terabyte for whoever reads all of it."""
     content = bytearray(path.read_bytes())
@@ -147,6 +153,7 @@ BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
     (rows_that_share_their_bytes, errors.StorageLayoutError, "claim .* they overlap"),
     (row_of_a_gigabyte, errors.CompressionBombError, "noisy_sums.*stored for 1536 declared"),
     (bytes_that_belong_to_nothing, errors.HiddenBytesError, "belong to none"),
+    (few_bytes_that_belong_to_nothing, errors.HiddenBytesError, r"4\d{3} bytes.* belong to none"),
     (terabyte_of_nothing, errors.HiddenBytesError, r"10995\d{8} bytes.* belong to none"),
     (appended_bytes, errors.TruncatedArtifactError, "truncated or extended"),
     (prepended_bytes, errors.NotAnArtifactError, "not an HDF5 file"),

@@ -65,6 +65,19 @@ def merged_ledger(called: str, **changes: Any) -> Callable[[h5py.File], None]:
     return malform
 
 
+def respelled(name: str, called: str, old: str, new: str) -> Callable[[h5py.File], None]:
+    """The malformation `called` so: the text `name` says the same in other letters."""
+
+    def malform(file: h5py.File) -> None:
+        text = file[name][()].decode()
+        changed = text.replace(old, new, 1)
+        assert changed != text and json.loads(changed) == json.loads(text)
+        put_text(file, name, changed)
+
+    malform.__name__ = called
+    return malform
+
+
 def nested(depth: int) -> Any:
     value: Any = []
     for _ in range(depth):
@@ -209,6 +222,15 @@ CONTENT: list[Malformation] = [
     (feature_map("mean_that_no_float_holds", pixel_mean=[10**400, 0, 0]), FeatureMapError, "pixel_mean"),
     (feature_map("encoder_that_is_a_path", encoder="../../evil.pt"), FeatureMapError, "encoder is '../../evil.pt'"),
     (feature_map("undeclared_feature_map_field", url="http://x"), FeatureMapError, "exactly the fields"),
+    (respelled("ledger", "spaces_in_the_ledger", ": ", ": \t  \t"), errors.TextError, "ledger: its JSON has spaces"),
+    (respelled("ledger", "number_with_more_digits", "1e-05", "0.000010"), errors.TextError, "ledger: its JSON"),
+    (respelled("ledger", "letter_as_its_number", "epsilon", "\\u0065psilon"), errors.TextError, "ledger: its JSON"),
+    (
+        respelled("feature_map", "spaces_after_the_feature_map", "}", "}\n \n"),
+        errors.TextError,
+        "feature_map: its JSON",
+    ),
+    (respelled("classes", "space_between_classes", ", ", " , "), errors.TextError, "classes: its JSON has spaces"),
     (values_no_sum_can_have, errors.OutOfRangeError, "noisy_counts: a value lies outside"),
     (row_far_larger_than_declared, errors.CompressionBombError, "noisy_sums: 1048.* stored for 1536 declared"),
     (row_a_little_larger_than_can_be, errors.CompressionBombError, "noisy_sums: row 0"),

@@ -1006,6 +1006,20 @@ MUTANTS = [
         "",
         f"{FILE}::test_a_file_that_appears_meanwhile_is_not_overwritten",
     ),
+    _mutant(
+        "what the JSON says is read, and how it is spelled says something else",
+        "artifacts/hdf5_file.py",
+        "            check_spelling(text, values[name], name)\n",
+        "            pass\n",
+        HOSTILE,
+    ),
+    _mutant(
+        "kilobytes of the file may belong to nothing",
+        "artifacts/hdf5_inspection.py",
+        "= 2**12, 24",
+        "= 2**14, 32",
+        HOSTILE,
+    ),
     # From the custodian's words to the core
     _mutant(
         "a list of persons is read and not used: each image is clipped by itself",

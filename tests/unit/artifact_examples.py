@@ -67,11 +67,14 @@ def example_parts(
 
 
 def replace_text(path: Path, name: str, text: str | bytes) -> None:
-    """Write another text into an artifact, as a forger would."""
+    """Write another text into an artifact, as a forger would who leaves nothing of the old one in the file."""
     content = text.encode() if isinstance(text, str) else text
-    with h5py.File(path, "r+", libver=("v110", "v110")) as file:
-        del file[name]
-        file.create_dataset(name, data=np.array(content, dtype=h5py.string_dtype("utf-8", len(content))))
+    forged = path.with_suffix(".forged")
+    with h5py.File(path) as file, h5py.File(forged, "w", libver=("v110", "v110")) as other:
+        for kept in set(file) - {name}:
+            file.copy(kept, other)
+        other.create_dataset(name, data=np.array(content, dtype=h5py.string_dtype("utf-8", len(content))))
+    forged.replace(path)
 
 
 def forge_ledger(path: Path, *, release: int | None = None, **changes: Any) -> None:
