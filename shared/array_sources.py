@@ -14,24 +14,31 @@ from dpmepf.shared.image_layout import choose_split, require_undivided
 from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource, Pixels
 from dpmepf.shared.npz_files import find_npz_splits, read_npz_classes, read_npz_images, read_npz_labels
 
+IDX_KIND = "folder with IDX files"
+
 
 def open_idx(
     pairs: dict[str, IdxPair], declared: tuple[str, ...] | None, split: str | None, default_split: str, public: bool
 ) -> ImageSource:
     chosen = choose_split({name: name for name in pairs}, split, default_split)
     pair = pairs[chosen]
-    if declared is None and not pair.conventional:
+    if declared is None and not pair.conventional and not public:
         raise undeclared("IDX files")
     open_pixels = functools.partial(_idx_pixels, pair.images, whole=public)
     pixels = open_pixels()
+    labels = read_idx_labels(pair.labels, count=len(pixels))
+    classes = declared or numbered_classes(10)
+    if declared is None and public:
+        largest = int(labels.max(initial=0))
+        classes = numbered_classes(max(largest + 1, 10 if pair.conventional else 1))
     return ArrayImageSource(
         path=pair.images,
         pixels=pixels,
         open_pixels=open_pixels,
-        kind="folder with IDX files",
-        classes=declared or numbered_classes(10),
+        kind=IDX_KIND,
+        classes=classes,
         classes_declared=declared is not None,
-        labels=read_idx_labels(pair.labels, count=len(pixels)),
+        labels=labels,
         split=chosen,
         public=public,
     )

@@ -16,12 +16,20 @@ from rich.progress import Progress, TaskID
 
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.processes import SpeakingOnce, joined
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
 from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
-from dpmepf.synthesize.report import REPORT_FILE, prior_sentence, privacy_claim, public_sentence, sizes_sentence
+from dpmepf.synthesize.report import (
+    REPORT_FILE,
+    prior_sentence,
+    privacy_claim,
+    public_sentence,
+    sizes_sentence,
+    unjudged_sentence,
+)
 from dpmepf.synthesize.request import SynthesisRequest
 from dpmepf.synthesize.sampling import FORMATS, IMAGES_FOLDER, MOST_UNASKED, NPZ_FILE
 from dpmepf.synthesize.settings import DEFAULT_PRESET, LARGEST_SEED, PRESETS
@@ -77,6 +85,11 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     help="Begin with the generator in a folder that dpmepf-synth wrote, of public images of the same resolution and "
     "colour: each class as that one of its classes which the class means are nearest to. Of private images, what they "
     "spent counts, too.  [default: random weights]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode --public images.  [default: one for each core, at most 16]",
 )
 @click.option(
     "--preset",
@@ -149,6 +162,7 @@ def main(
     relabel: bool | None,
     public: tuple[Path, ...],
     prior: Path | None,
+    workers: int | None,
     preset: str | None,
     device: str,
     compiling: bool,
@@ -173,6 +187,7 @@ def main(
         relabel=relabel,
         public=public,
         prior=prior,
+        workers=workers,
         device=device,
         compile=compiling,
         encoder_weights=encoder_weights,
@@ -183,12 +198,10 @@ def main(
     processes = TrainingProcesses.of_torchrun() or ALONE
     keep_freed_memory()
     if not processes.first:
-        with _too_little_memory_said(output), _stop_signal(processes) as stop_requested:
+        with _kept_training_said(output), _stop_signal(processes) as stop_requested:
             help_to_train(request, processes, stop_requested=stop_requested)
         return
-    if compiling:
-        console.print("Compiling the encoder takes minutes.")
-    with _too_little_memory_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
+    with _kept_training_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
         result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
     _summarise(result)
     if as_json:
@@ -208,6 +221,7 @@ class _Display:
 
     def callbacks(self, stop_requested: Callable[[], bool]) -> SynthesisCallbacks:
         return SynthesisCallbacks(
+            on_compile=lambda: console.print("Compiling the encoder takes minutes."),
             on_start=self.start,
             on_step=self.step,
             on_labelling=self.labelling,
@@ -261,17 +275,22 @@ class _Display:
 
 
 @contextmanager
-def _too_little_memory_said(output: Path) -> Iterator[None]:
-    """Say what to do where a GPU's memory does not suffice, in loading, training, learning labels or drawing."""
+def _kept_training_said(output: Path) -> Iterator[None]:
+    """Say of whatever ends a run unforeseen that the training so far is kept; of a GPU's memory, what to do, too."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except DpmepfError:  # says what is to be done
+        raise
+    except BaseException as error:
         partial = OutputFolder(path=output).partial
-        kept = (partial / CHECKPOINT_FILE).is_file()
-        raise TrainingError(
-            "the GPU ran out of memory: choose fewer images through the encoder at a time with --micro-batch-size, or "
-            "another --device" + (f"; a checkpoint is in {partial}: go on with --resume" if kept else "")
-        ) from error
+        if (partial / CHECKPOINT_FILE).is_file():
+            console.print(f"A checkpoint is in {escape(str(partial))}: go on with --resume.", soft_wrap=True)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise TrainingError(
+                "the GPU ran out of memory: choose fewer images through the encoder at a time with --micro-batch-size, "
+                "or another --device"
+            ) from error
+        raise
 
 
 @contextmanager
@@ -314,8 +333,9 @@ def _summarise(result: SynthesisResult) -> None:
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)
     if record["prior"]:
         console.print(prior_sentence(record["prior"]), soft_wrap=True, markup=False)
-    if sentence := sizes_sentence(record):
-        console.print(sentence, soft_wrap=True, markup=False)
+    for sentence in (sizes_sentence(record), unjudged_sentence(record)):
+        if sentence:
+            console.print(sentence, soft_wrap=True, markup=False)
     for label, name in (
         ("Look at", PREVIEW_FILE),
         ("Training", CURVE_FILE),

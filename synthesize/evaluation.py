@@ -7,7 +7,7 @@ one more release of them, which no ledger covers; every report says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpmepf.shared.array_sources import IDX_KIND
 from dpmepf.shared.class_names import UNLABELLED, numbered_classes
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.image_errors import ClassesError
+from dpmepf.shared.image_errors import ClassesError, LabelError, UndeclaredClassError
 from dpmepf.shared.image_loading import iterate_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import infer_schema
@@ -115,7 +116,7 @@ def evaluate(
     classifiers = settings.classifiers if labelled else ()
     if not classifiers and not settings.distances:
         raise UsageError("the images have no labels to compare, so no classifier can be trained: allow distances")
-    to_real_label = match_classes(synthetic_source.classes, real_source.classes, names) if labelled else None
+    to_real_label = match_classes(synthetic_source.classes, real_source.classes, names) if classifiers else None
     extractor = load_extractor(settings.extractor) if settings.distances else None
     schema = infer_schema(synthetic_source, workers=settings.workers)
 
@@ -169,7 +170,7 @@ def evaluate(
         channels=schema.channels,
         device=str(device),
         protocol=_describe_protocol(classifiers, settings),
-        note=" ".join([NOTE, *(_matching_note(tuple(names.values()), numbered) if labelled else [UNLABELLED_NOTE])]),
+        note=" ".join([NOTE, *_labels_note(tuple(names.values()), numbered, labelled, classifiers)]),
     )
 
 
@@ -187,12 +188,17 @@ def match_classes(synthetic: tuple[str, ...], real: tuple[str, ...], names: Mapp
     for called in ([names[name] for name in synthetic], synthetic):
         if set(called) == set(real):
             return torch.tensor([real.index(name) for name in called])
-    order = tuple(names)
-    if len(order) == len(real) and numbered_classes(len(real)) in (tuple(names.values()), real):
-        return torch.tensor([order.index(name) for name in synthetic])
+    order, numbers = list(names), numbered_classes(len(real))
+    if len(order) == len(real):
+        if set(real) == set(numbers):  # folders "0" to "10" are not sorted by number
+            return torch.tensor([real.index(str(order.index(name))) for name in synthetic])
+        if set(names.values()) == set(numbers):
+            return torch.tensor([int(names[name]) for name in synthetic])
+    known = set(names.values())
+    missing, more = [n for n in names.values() if n not in real], [n for n in real if n not in known]
     raise ClassesError(
-        f"the classes differ: {_listed(synthetic)} in the synthetic data, {_listed(real)} in the real data; name the "
-        "class folders alike"
+        f"the classes differ: of the {len(names)} of the synthetic data the real data lack {_listed(missing)}, and "
+        f"have besides {_listed(more)}; call the class folders alike, with an empty one for a class that has no images"
     )
 
 
@@ -210,26 +216,44 @@ def _recorded_names(folder: Path, found: tuple[str, ...]) -> dict[str, str]:
     return names if set(names) == set(found) else dict(zip(found, found, strict=True))
 
 
-def _matching_note(classes: tuple[str, ...], numbered: bool) -> list[str]:
-    """A sentence if classes were found by number, which is right only if both sides count them alike."""
-    if not numbered or set(classes) == set(numbered_classes(len(classes))):
+def _labels_note(classes: tuple[str, ...], numbered: bool, labelled: bool, classifiers: tuple[str, ...]) -> list[str]:
+    """A sentence if labels were of no use, or found by number, which is right only if both sides count them alike."""
+    if not labelled:
+        return [UNLABELLED_NOTE]
+    if not classifiers or not numbered or set(classes) == set(numbered_classes(len(classes))):
         return []
     return [f"Real labels that are numbers were taken for the classes in this order: {_listed(classes)}."]
 
 
 def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> tuple[ImageSource, bool]:
-    """Also tell whether its labels may be numbers."""
+    """Also tell whether its labels may be numbers.
+
+    Raises: UsageError, too, for labels that are no number of one of the synthetic classes.
+    """
+    first: ClassesError | LabelError | None = None
     try:
         source = open_images(path, split=split, default_split="test")
-        return source, source.classes == numbered_classes(len(source.classes))
-    except ClassesError:  # IDX or npz files that do not name their classes: labels are numbers of the synthetic ones
-        numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
-        classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
+        called_by_number = source.classes == numbered_classes(len(source.classes))
+        if not called_by_number or len(source.classes) == len(synthetic_classes) or source.kind != IDX_KIND:
+            return source, called_by_number
+    except (ClassesError, LabelError) as error:
+        first = error
+    # Files that do not name their classes: labels are numbers of the synthetic ones
+    numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
+    classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
+    try:
         return open_images(path, classes=classes, split=split, default_split="test"), True
+    except UndeclaredClassError as error:
+        raise first or error from error
+    except LabelError as error:
+        raise UsageError(
+            f"the real data have labels beyond 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
+            "the synthetic data: test on data of the same classes"
+        ) from error
 
 
 def _are_labelled(synthetic: ImageSource, real: ImageSource) -> bool:
-    return UNLABELLED not in (*synthetic.classes, *real.classes) and max(len(synthetic.classes), len(real.classes)) > 1
+    return (UNLABELLED,) not in (synthetic.classes, real.classes) and max(len(synthetic.classes), len(real.classes)) > 1
 
 
 def _check_counts(synthetic: int, real: int, settings: EvaluationSettings) -> None:
@@ -283,5 +307,7 @@ def _describe_protocol(names: tuple[str, ...], settings: EvaluationSettings) -> 
     return " ".join(sentences)
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
     return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:10])}, … ({len(names)} classes)"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dpmepf.shared.allocator import keep_freed_memory
@@ -112,7 +113,7 @@ def main(
         check_report_path(output, force=force)
     keep_freed_memory()
     report = evaluate(synthetic, real, settings, watch=_watch)
-    console.print(f"[yellow]Note:[/] {report.note}")
+    console.print(f"[yellow]Note:[/] {escape(report.note)}")
     if as_json:
         click.echo(json.dumps(report.to_dict(), ensure_ascii=False))
     else:

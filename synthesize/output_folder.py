@@ -1,32 +1,37 @@
 """The output folder: filled under another name beside it, and renamed when everything is there.
 
 While `synthetic/` is being made, it is called `synthetic.partial/` and holds a marker file; previews and the checkpoint
-appear there. Nothing is ever deleted but folders that carry this program's own files.
+appear there. The run that makes it holds a lock on that file, so that no other takes it for one that was interrupted.
+Nothing is ever deleted but folders that carry this program's own files.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dpmepf.shared.errors import UsageError
-from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
 
 RUN_FILE = "run.json"
 MARKER_FILE = ".unfinished"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class OutputFolder:
     """Where a run's results go.
 
     Fields:
         path: the finished folder, which appears at once and complete.
+        lock: of the run that fills it, from `begin` to `finish` or `abandon`.
     """
 
     path: Path
+    lock: FileLock | None = field(default=None, init=False)
 
     @property
     def partial(self) -> Path:
@@ -41,11 +46,18 @@ class OutputFolder:
         """
         if not self.path.name:
             raise UsageError(f"--output {self.path} does not name a folder to create")
+        above = next(folder for folder in self.path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise UsageError(f"{above} is not a folder: choose another --output")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise UsageError(f"nothing may be written in {above}: choose another --output")
         for path, recognised in ((self.path, RUN_FILE), (self.partial, MARKER_FILE)):
             if path.is_symlink() or (path.exists() and not path.is_dir()):
                 raise UsageError(f"{path} exists and is not a folder: choose another --output")
             if path.is_dir() and any(path.iterdir()) and not (path / recognised).is_file():
                 raise UsageError(f"{path} holds files that dpmepf-synth did not write: choose another --output")
+        if self.path.is_mount():
+            raise UsageError(f"{self.path} is a mount point, which no folder can replace: name a folder in it")
         if resume:
             if self._has_files() and self.checkpoint_folder() is None:
                 raise UsageError(f"{self.path} holds no {CHECKPOINT_FILE} to resume from: begin again with --force")
@@ -61,40 +73,76 @@ class OutputFolder:
         """Return the folder whose checkpoint `--resume` goes on from: of the interrupted run, else the finished one."""
         return next((folder for folder in (self.partial, self.path) if (folder / CHECKPOINT_FILE).is_file()), None)
 
+    def require_unused(self) -> None:
+        """Refuse a folder that another run is filling.
+
+        Raises:
+            UsageError: there is one.
+        """
+        if (self.partial / MARKER_FILE).is_file():
+            self._locked().release()
+
     def begin(self, *, keep_checkpoint: bool) -> Path:
-        """Create the folder to fill, holding the checkpoint to resume from if `keep_checkpoint`, and return it."""
-        if not keep_checkpoint:
-            self._remove_partial()
+        """Create the folder to fill, holding the checkpoint to resume from if `keep_checkpoint`, and return it.
+
+        Raises:
+            UsageError: another run is filling it.
+        """
         self.partial.mkdir(parents=True, exist_ok=True)
-        (self.partial / MARKER_FILE).touch()
-        source = self.checkpoint_folder()
-        if keep_checkpoint and source == self.path:
-            shutil.copyfile(source / CHECKPOINT_FILE, self.partial / CHECKPOINT_FILE)
-        for leftover in self.partial.iterdir():  # images of a run that was interrupted while it drew
+        self.lock = self._locked()
+        kept = {MARKER_FILE, CHECKPOINT_FILE} if keep_checkpoint else {MARKER_FILE}
+        for leftover in self.partial.iterdir():  # of a run that was interrupted, perhaps while it drew
             if leftover.is_dir():
                 shutil.rmtree(leftover)
-            elif leftover.name not in (MARKER_FILE, CHECKPOINT_FILE):
+            elif leftover.name not in kept:
                 leftover.unlink()
+        if keep_checkpoint and self.checkpoint_folder() == self.path:
+            with replacing(self.partial / CHECKPOINT_FILE) as copy:
+                shutil.copyfile(self.path / CHECKPOINT_FILE, copy)
         return self.partial
 
     def finish(self) -> None:
-        """Give the filled folder its name; a folder that it replaces is removed afterwards."""
-        (self.partial / MARKER_FILE).unlink()
+        """Give the filled folder its name; a folder that it replaces is removed afterwards.
+
+        Where that fails, the folder is left as an interrupted run's.
+        """
+        self._unlock()
         replaced = self.path.with_name(f".{self.path.name}.{os.getpid()}.replaced")
         if self.path.exists():
             self.path.rename(replaced)
-        self.partial.rename(self.path)
+        try:
+            self.partial.rename(self.path)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(self.path)
+            raise
+        (self.path / MARKER_FILE).unlink()
         if replaced.exists():
             shutil.rmtree(replaced)
 
     def abandon(self) -> None:
         """After a failure: keep what `--resume` can use, remove what it cannot."""
+        if self.lock is None:  # another run's
+            return
+        self._unlock()
         if not (self.partial / CHECKPOINT_FILE).is_file():
-            self._remove_partial()
+            shutil.rmtree(self.partial)
+
+    def _locked(self) -> FileLock:
+        lock = FileLock(self.partial / MARKER_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"another dpmepf-synth is writing to {self.partial}: wait for it, or choose another --output"
+            ) from error
+        return lock
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+            (self.partial / MARKER_FILE).touch()  # some releases of the library remove the file
 
     def _has_files(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())
-
-    def _remove_partial(self) -> None:
-        if (self.partial / MARKER_FILE).is_file():
-            shutil.rmtree(self.partial)

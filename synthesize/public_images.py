@@ -2,8 +2,8 @@
 
 Noisy class means know more of the classes than a generator of modest size can draw. Public photographs that look like a
 class teach what is missing, if they lie where images of the class lie. So a public image is a candidate for the class
-whose mean is nearest to it, unless it is farther from that mean than generated images ever are; of the candidates, the
-data set takes those that the linear discriminant (see `labelling`) tells best from every other class.
+that the linear discriminant (see `labelling`) finds, unless it is farther from that class's mean than generated images
+ever are; of the candidates, the data set takes those that are told best from every other class.
 
 Only the release, generated and public images enter: post-processing.
 """
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpmepf.shared.errors import UsageError
+from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_loading import iterate_batches, iterate_indexed_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.synthesize.labelling import MeanDiscriminant
@@ -38,8 +39,8 @@ class PublicScores:
     """What the choice needs to know of N public images.
 
     Fields:
-        classes: int64 N, the class whose mean is nearest.
-        margins: float32 N, by how much its score exceeds that of the second; -inf: not to be chosen.
+        classes: int64 N, the class of the best score.
+        margins: float32 N, by how much that exceeds that of the second; -inf: not to be chosen.
         unreadable: number of images that could not be decoded, which are not to be chosen either.
     """
 
@@ -66,15 +67,27 @@ class ChosenImages:
     places: np.ndarray
     classes: np.ndarray
 
-    def batches(self, *, resolution: int, channels: int) -> ImageBatches:
-        """Yield (uint8 n×C×R×R, class) until every chosen image was given. Raises: UnreadableImageError."""
+    def batches(self, *, resolution: int, channels: int, workers: int | None = None) -> ImageBatches:
+        """Yield (uint8 n×C×R×R, class) until every chosen image was given.
+
+        Raises:
+            UsageError: an image has changed since it was chosen.
+        """
         start = 0
         chosen = self.source.rearranged(self.places)
-        for images, _ in iterate_batches(chosen, resolution=resolution, channels=channels, batch_size=BATCH):
-            classes = self.classes[start : start + len(images)]
-            start += len(images)
-            for class_index in np.unique(classes).tolist():
-                yield images.numpy()[classes == class_index], class_index
+        try:
+            for images, _ in iterate_batches(
+                chosen, resolution=resolution, channels=channels, batch_size=BATCH, workers=workers
+            ):
+                classes = self.classes[start : start + len(images)]
+                start += len(images)
+                for class_index in np.unique(classes).tolist():
+                    yield images.numpy()[classes == class_index], class_index
+        except UnreadableImageError as error:
+            raise UsageError(
+                f"--public {self.path}: an image that was chosen is no longer as it was ({error.location}): go on with "
+                "--resume, and keep the images as they are meanwhile"
+            ) from error
 
 
 def per_class(chosen: Sequence[ChosenImages], class_count: int) -> np.ndarray:
@@ -96,7 +109,7 @@ def open_public_images(paths: Sequence[Path]) -> dict[Path, ImageSource]:
             raise UsageError(f"--public {path} is named twice: once is enough")
         try:
             sources[path] = open_images(path, public=True)
-        except UsageError as error:
+        except DpmepfError as error:
             raise UsageError(f"--public {path}: {error}") from error
         if len(sources[path]) == 0:
             raise UsageError(f"--public {path} holds no images: name another, or leave the option out")
@@ -110,6 +123,7 @@ def choose_public_images(
     *,
     resolution: int,
     channels: int,
+    workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[ChosenImages]:
     """Choose the images of `sources` that a data set of `numbers` images of each class is to hold.
@@ -119,6 +133,7 @@ def choose_public_images(
         discriminant: of the K classes.
         numbers: K numbers of images, generated and public together.
         resolution, channels: of the data set.
+        workers: decoding processes; None: the default.
         on_images: called with the number of images just looked at and the number of all.
 
     Returns:
@@ -130,7 +145,7 @@ def choose_public_images(
         on_images(count, total)
 
     scores = [
-        score_images(source, discriminant, resolution=resolution, channels=channels, advance=advance)
+        score_images(source, discriminant, resolution=resolution, channels=channels, workers=workers, advance=advance)
         for source in sources.values()
     ]
     places = best_of_each_class(
@@ -163,6 +178,7 @@ def score_images(
     *,
     resolution: int,
     channels: int,
+    workers: int | None = None,
     advance: Advance = lambda count: None,
 ) -> PublicScores:
     """Find each image's class and margin; images beyond `REACH` times the discriminant's radius² have none (-inf)."""
@@ -170,11 +186,16 @@ def score_images(
     margins = np.full(len(source), -np.inf, np.float32)
     read = 0
     for images, places in iterate_indexed_batches(
-        source, resolution=resolution, channels=channels, batch_size=BATCH, skip_unreadable=True
+        source,
+        resolution=resolution,
+        channels=channels,
+        batch_size=BATCH,
+        workers=workers,
+        skip_unreadable=True,
     ):
-        nearest, margin, squared_distances = discriminant.judge(images)
+        best, margin, squared_distances = discriminant.judge(images)
         within = squared_distances <= REACH * discriminant.squared_radius
-        classes[places] = nearest.cpu().numpy()
+        classes[places] = best.cpu().numpy()
         margins[places] = torch.where(within, margin, -torch.inf).cpu().numpy()
         read += len(places)
         advance(len(places))

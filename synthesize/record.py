@@ -13,9 +13,11 @@ import torch
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.shared import __version__
+from dpmepf.synthesize.probe import probe_for
 from dpmepf.synthesize.public_images import ChosenImages, per_class
 from dpmepf.synthesize.sampling import class_folder_names
 from dpmepf.synthesize.settings import SynthesisSettings
+from dpmepf.synthesize.targets import class_targets
 from dpmepf.synthesize.training import TrainedGenerator
 
 
@@ -27,6 +29,7 @@ def run_record(
     *,
     sizes: np.ndarray,
     public: Sequence[ChosenImages],
+    unjudged: Sequence[int],
     prior: Mapping[str, Any] | None,
     file: str,
     image_format: str,
@@ -45,6 +48,8 @@ def run_record(
         numbers: images of each class in the data set.
         sizes: of the classes, as far as the release tells.
         public: which of them, the last ones of each class, are public images.
+        unjudged: of each class the number of generated images that keep the class they were drawn for, whatever the
+            class means say, as not enough were found of it.
         prior: origin of the generator that training began with, if any (`Prior`).
         file: name of the artifact's file.
         image_format: `folder` or `npz`.
@@ -90,6 +95,7 @@ def run_record(
         "settings": settings.to_dict(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "compiled": compiled,
+        "probed": settings.probe and probe_for(class_targets(artifact), seed=settings.seed) is not None,
         "versions": {
             "dpmepf": __version__,
             "python": platform.python_version(),
@@ -122,14 +128,16 @@ def run_record(
                 "size": round(float(size), 1),
                 "images": number,
                 "public_images": public_number,
+                "unjudged_images": unjudged_number,
             }
-            for name, class_folder, noisy_count, size, number, public_number in zip(
+            for name, class_folder, noisy_count, size, number, public_number, unjudged_number in zip(
                 artifact.classes,
                 folders,
                 artifact.counts(),
                 sizes,
                 numbers,
                 per_class(public, len(numbers)).tolist(),
+                unjudged,
                 strict=True,
             )
         ],

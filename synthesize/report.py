@@ -146,6 +146,19 @@ def sizes_sentence(record: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
+def unjudged_sentence(record: Mapping[str, Any]) -> str:
+    """Say of which classes images stand under a name that the class means did not confirm, if of any."""
+    counts = {entry["name"]: entry["unjudged_images"] for entry in record["classes"] if entry["unjudged_images"]}
+    if not counts:
+        return ""
+    named = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MOST_NAMED])
+    return (
+        f"Of some classes the class means found too few images. {sum(counts.values()):,} have the class that they were "
+        f"drawn for, whatever they look like ({named}{', …' if len(counts) > MOST_NAMED else ''}): the generator did "
+        "not learn these classes well."
+    )
+
+
 def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
     artifact, output, generator = record["artifact"], record["output"], record["generator"]
     classes: Sequence[Mapping[str, Any]] = record["classes"]
@@ -191,9 +204,11 @@ def _page(record: Mapping[str, Any], preview: str, curve: str) -> str:
         with_public=bool(record["public"]),
     )
     sizes_note = f"<p>{escape(sentence)}</p>" if (sentence := sizes_sentence(record)) else ""
+    sizes_note += f"<p>{escape(sentence)}</p>" if (sentence := unjudged_sentence(record)) else ""
     prior_note = f"<p>{escape(prior_sentence(record['prior']))}</p>\n" if record["prior"] else ""
     used = "but what was released" + (" and that other generator" if record["prior"] else "")
-    settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in record["settings"].items()]
+    made = record["settings"] | {"probe": record["probed"]}
+    settings = [(SETTING_NAMES.get(name, name), _plain(value)) for name, value in made.items()]
     release = [
         *(
             ("Release", f"{one['release_id']} of “{one['dataset_name']}”, ε = {one['epsilon']:g}, δ = {one['delta']:g}")
@@ -306,11 +321,11 @@ def _data_uri(picture: Path) -> str:
 
 
 def _plain(value: object) -> str:
-    if value is None or value == []:
-        return "all the same" if value == [] else "the whole batch"
+    if value is None:
+        return "the whole batch"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -53,6 +53,7 @@ class SynthesisRequest:
             to be named again, as what to draw is no part of a checkpoint.
         prior: folder of a synthetic data set whose generator training begins with, as one of public images; None:
             training begins with random weights.
+        workers: processes that decode public images; None: the default.
         device: auto, cpu, cuda or cuda:N.
         compile: train through an encoder that torch.compile made.
         encoder_weights: file of the encoder's weights; None: where the encoder's are usually found.
@@ -70,6 +71,7 @@ class SynthesisRequest:
     relabel: bool | None = None
     public: Sequence[Path] = ()
     prior: Path | None = None
+    workers: int | None = None
     device: str = "auto"
     compile: bool = False
     encoder_weights: Path | None = None
@@ -119,7 +121,13 @@ class PreparedRun:
     compiled: Callable[[Tensor], Tensor] | None
 
 
-def prepare(request: SynthesisRequest, output: OutputFolder, processes: TrainingProcesses) -> PreparedRun:
+def prepare(
+    request: SynthesisRequest,
+    output: OutputFolder,
+    processes: TrainingProcesses,
+    *,
+    on_compile: Callable[[], None] = lambda: None,
+) -> PreparedRun:
     """Read and check everything that `request` names; write nothing.
 
     When this returns in one of several `processes`, all have read what they need of the output folder.
@@ -174,6 +182,7 @@ def prepare(request: SynthesisRequest, output: OutputFolder, processes: Training
     steps_made = len(checkpoint.losses) if checkpoint else 0
     if request.compile and steps_made < settings.steps:
         images = own.stop - own.start
+        on_compile()
         compiled = compiled_feature_map(feature_map, images=min(images, settings.micro_batch_size or images))
         run = replace(run, compiled=compiled)
         processes.require_same(b"compiled")  # in all of them, before anything is written

@@ -66,7 +66,15 @@ def images_per_class(sizes: Sequence[float] | np.ndarray, *, samples: int | None
     return tuple(int(number) for number in numbers)
 
 
-def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int, label: Label | None = None) -> ImageBatches:
+def draw_images(
+    generator: Generator,
+    numbers: Sequence[int],
+    *,
+    seed: int,
+    label: Label | None = None,
+    on_drawn: Callable[[], None] = lambda: None,
+    on_unjudged: Callable[[int, int], None] = lambda class_index, count: None,
+) -> ImageBatches:
     """Yield (uint8 n×C×R×R, class) until there are `numbers` of each class.
 
     Args:
@@ -76,6 +84,8 @@ def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int, labe
         label: the class, or `LEFT_OUT`, of each of n×C×R×R uint8 images that were drawn for n classes; None: the class
             an image was drawn for, class by class. What `label` finds of a class that is complete is left out; what
             is still missing after `LABELLED_ROUNDS` rounds keeps the class it was drawn for.
+        on_drawn: called after every few images, also where they are left out and nothing is yielded.
+        on_unjudged: called with a class and how many of its images `label` was not asked about any more.
     """
     random = torch.Generator().manual_seed(seed)
     missing = torch.tensor(numbers)
@@ -88,10 +98,13 @@ def draw_images(generator: Generator, numbers: Sequence[int], *, seed: int, labe
             asked = asked[torch.randperm(len(asked), generator=random)]
         for classes in asked.split(BATCH):
             images = _generate(generator, classes, random)
+            on_drawn()
             labels = classes if labelling is None else labelling(images, classes.to(images.device)).cpu()
             for found in labels[labels != LEFT_OUT].unique().tolist():
                 chosen = images[(labels == found).to(images.device)][: int(missing[found])]
                 missing[found] -= len(chosen)
+                if label is not None and labelling is None:
+                    on_unjudged(found, len(chosen))
                 if len(chosen):
                     yield chosen.cpu().contiguous().numpy(), found
 

@@ -43,6 +43,7 @@ class SynthesisCallbacks:
     """What a run tells while it works, and how it is asked to stop.
 
     Fields:
+        on_compile: called before the encoder is compiled, which takes minutes, if it is.
         on_start: called once, before the first step, with the folder where previews appear.
         on_step: called after every training step.
         on_labelling: called with the number of images just drawn to learn labels from, and the number of all, at most.
@@ -53,6 +54,7 @@ class SynthesisCallbacks:
         snapshot_seconds: time between checkpoints and previews.
     """
 
+    on_compile: Callable[[], None] = lambda: None
     on_start: Callable[[GeneratorTraining, Path], None] = lambda training, folder: None
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
     on_labelling: Callable[[int, int], None] = lambda count, total: None
@@ -82,19 +84,21 @@ def synthesise(
 
     Raises:
         DpmepfError: an unusable artifact, encoder, setting, device, output folder or set of public images, or another
-            process that ended; nothing half-written remains.
+            process that ended. What remains of a run that fails is its checkpoint, beside `request.output` for
+            `resume`, with what it was writing.
         TrainingStopped: as `callbacks` asked; the checkpoint is beside `request.output` for `resume`.
     """
     callbacks = callbacks or SynthesisCallbacks()
     began = time.monotonic()
     output = OutputFolder(path=Path(request.output))
-    run = prepare(request, output, processes)
-    folder = output.begin(keep_checkpoint=run.checkpoint is not None)
+    output.require_unused()
+    run = prepare(request, output, processes, on_compile=callbacks.on_compile)
     try:
+        folder = output.begin(keep_checkpoint=run.checkpoint is not None)
         with _ending_resumably(output):
             trained, training_seconds = _train(run, folder, callbacks, processes)
             sampling_began = time.monotonic()
-            chosen, relabelled = _draw(folder, run, trained, request, callbacks)
+            drawn = _draw(folder, run, trained, request, callbacks)
         now = time.monotonic()
         resumed_seconds = run.checkpoint.seconds if run.checkpoint else 0.0
         record = run_record(
@@ -103,11 +107,12 @@ def synthesise(
             trained,
             run.numbers,
             sizes=run.sizes,
-            public=chosen,
+            public=drawn.public,
+            unjudged=drawn.unjudged,
             prior=run.origin,
             file=request.artifact.name,
             image_format=request.image_format,
-            relabelled=relabelled,
+            relabelled=drawn.relabelled,
             sha256=run.sha256,
             device=run.device,
             compiled=run.compiled is not None,
@@ -204,18 +209,29 @@ def _train(
     return trained, time.monotonic() - began
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What there is to say of a data set that was drawn.
+
+    Fields:
+        public: images in it that are public ones.
+        relabelled: whether classes of generated images were corrected.
+        unjudged: of each class the number of generated images that the class means were not asked about.
+    """
+
+    public: list[ChosenImages]
+    relabelled: bool
+    unjudged: list[int]
+
+
 def _draw(
     folder: Path,
     run: PreparedRun,
     trained: TrainedGenerator,
     request: SynthesisRequest,
     callbacks: SynthesisCallbacks,
-) -> tuple[list[ChosenImages], bool]:
-    """Write the data set, generated images before public ones, with pictures and generator.
-
-    Returns:
-        The public images, and whether classes of generated images were corrected.
-    """
+) -> _Drawn:
+    """Write the data set, generated images before public ones, with pictures and generator."""
     artifact, settings, numbers, public = run.artifact, run.settings, run.numbers, run.public
     generator, configuration = trained.generator, trained.generator.configuration
     form = {"resolution": configuration.resolution, "channels": configuration.channels}
@@ -254,21 +270,32 @@ def _draw(
         )
         label = discriminant if run.relabel and discriminant.corrects else None
         if public:
-            chosen = choose_public_images(public, discriminant, numbers, on_images=looked_at_public, **form)
+            chosen = choose_public_images(
+                public, discriminant, numbers, workers=request.workers, on_images=looked_at_public, **form
+            )
     advance(0)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)
-    public_numbers = per_class(chosen, len(numbers))
-    batches = chain(
-        sampling.draw_images(generator, (numbers - public_numbers).tolist(), seed=settings.seed, label=label),
-        *(part.batches(**form) for part in chosen),
+    public_numbers, unjudged = per_class(chosen, len(numbers)), [0] * len(numbers)
+
+    def count_unjudged(class_index: int, count: int) -> None:
+        unjudged[class_index] += count
+
+    generated = sampling.draw_images(
+        generator,
+        (numbers - public_numbers).tolist(),
+        seed=settings.seed,
+        label=label,
+        on_drawn=lambda: stop_if_requested("drawing images"),
+        on_unjudged=count_unjudged,
     )
+    batches = chain(generated, *(part.batches(workers=request.workers, **form) for part in chosen))
     if request.image_format == "folder":
         sampling.write_image_folders(folder, batches, artifact.classes, advance=advance)
     else:
         shape = (total, configuration.channels, configuration.resolution, configuration.resolution)
         last = int(public_numbers.sum()) if public else None
         sampling.write_npz(folder, batches, artifact.classes, shape, public=last, advance=advance)
-    return chosen, label is not None
+    return _Drawn(public=chosen, relabelled=label is not None, unjudged=unjudged)
 
 
 def _first_images(generator: Generator, label: MeanDiscriminant | None, *, seed: int) -> np.ndarray:

@@ -435,9 +435,25 @@ def test_too_little_memory_is_said_with_what_to_do(
             patch.setattr(synthesis, place, run_out)
             result = run(artifact, "--output", tmp_path / "out", *QUICK)
         assert_one_sentence(result, 1, "out of memory", "--micro-batch-size")
-        assert ("--resume" in result.stderr) == (place == "learn_discriminant")  # whose training is in a checkpoint
+        trained = place == "learn_discriminant"  # a checkpoint holds it
+        assert ("A checkpoint is in" in result.stderr and "go on with --resume" in result.stderr) == trained
         assert not (tmp_path / "out").exists()
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+def test_whatever_ends_the_drawing_the_training_is_kept_and_that_is_said(
+    error: BaseException, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "write_image_folders", fail)
+        result = run(artifact, "--output", tmp_path / "out", *QUICK)
+    assert "Traceback" not in result.stderr
+    assert f"A checkpoint is in {tmp_path / 'out.partial'}: go on with --resume." in result.stderr
+    assert run(artifact, "--output", tmp_path / "out", "--resume", *QUICK).exit_code == 0
 
 
 def test_more_classes_than_the_preview_has_room_for_get_their_images(

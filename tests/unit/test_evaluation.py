@@ -90,17 +90,22 @@ def test_class_matching_gives_the_real_label_of_each_synthetic_label() -> None:
     assert match_classes(("0", "1", "10", "2"), ("0", "1", "2", "10")).tolist() == [0, 1, 3, 2]
     assert match_classes(("0", "1"), ("cat", "dog")).tolist() == [0, 1]
     assert match_classes(("cat", "dog"), ("0", "1")).tolist() == [0, 1]
+    names = tuple("abcdefghijkl")
+    folders = tuple(sorted(map(str, range(12))))  # "0", "1", "10", "11", "2", …
+    assert [folders[label] for label in match_classes(names, folders).tolist()] == [str(n) for n in range(12)]
+    assert match_classes(folders, names).tolist() == [int(name) for name in folders]
 
 
 @pytest.mark.parametrize(
     ("one", "other"),
     [(("cat", "dog"), ("cat", "cow")), (("cat", "dog"), ("cat", "cow", "dog")), (("0", "1", "2"), ("cat", "dog"))],
 )
-def test_different_classes_are_refused_in_a_sentence_that_names_both(
+def test_different_classes_are_refused_in_a_sentence_that_names_the_difference(
     one: tuple[str, ...], other: tuple[str, ...]
 ) -> None:
     for first, second in ((one, other), (other, one)):
-        with pytest.raises(ClassesError, match=f"{', '.join(first)} in the synthetic.*{', '.join(second)} in the real"):
+        lacking, more = (", ".join(n for n in a if n not in b) or "none" for a, b in ((first, second), (second, first)))
+        with pytest.raises(ClassesError, match=f"the real data lack {lacking}, and have besides {more};"):
             match_classes(first, second)
 
 
@@ -152,6 +157,47 @@ def test_idx_files_are_matched_by_number_and_the_test_part_is_taken(tmp_path: Pa
     assert report.images["real"] == 30
     chosen = dataclasses.replace(QUICK, split="train")
     assert evaluate(synthetic, tmp_path / "real", chosen).images["real"] == 3
+
+
+def write_idx(root: Path, prefix: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    root.mkdir(exist_ok=True)
+    pixels = struct.pack(">4i", 0x803, *images.shape) + images.tobytes()
+    (root / f"{prefix}-images-idx3-ubyte").write_bytes(pixels)
+    content = struct.pack(">2i", 0x801, len(labels)) + labels.astype(np.uint8).tobytes()
+    (root / f"{prefix}-labels-idx1-ubyte").write_bytes(content)
+
+
+@pytest.mark.parametrize("prefix", ["t10k", "emnist-letters-test"])
+@pytest.mark.parametrize("count", [3, 12])
+def test_idx_files_of_more_or_fewer_classes_than_ten_are_those_of_the_synthetic_data(
+    tmp_path: Path, count: int, prefix: str
+) -> None:
+    names = tuple(f"sign {chr(97 + number)}" for number in range(count))
+    images, labels = bars(60, seed=0)
+    synthetic = write_folder(tmp_path / "synthetic", images, labels + count - 3, names)
+    images, labels = bars(30, seed=1)
+    write_idx(tmp_path / "real", prefix, images, labels + count - 3)
+    assert evaluate(synthetic, tmp_path / "real", QUICK).accuracy["logistic"].mean >= 0.95
+    write_idx(tmp_path / "real", prefix, images, labels + count)
+    with pytest.raises(UsageError, match=f"labels beyond 0 to {count - 1}"):
+        evaluate(synthetic, tmp_path / "real", QUICK)
+
+
+@pytest.mark.usefixtures("untrained_builtin")
+def test_distances_alone_need_no_classes_in_common(synthetic: Path, tmp_path: Path) -> None:
+    images, labels = bars(30, seed=1)
+    real = write_folder(tmp_path / "real", images, labels, ("other", "names", "here"))
+    settings = EvaluationSettings(classifiers=(), extractor="builtin", device="cpu")
+    assert evaluate(synthetic, real, settings).note == NOTE
+    with pytest.raises(ClassesError, match="lack bottom, middle, top, and have besides here, names, other"):
+        evaluate(synthetic, real, QUICK)
+
+
+def test_a_class_may_be_called_unlabelled(tmp_path: Path) -> None:
+    names = ("bottom", "unlabelled", "top")
+    synthetic = write_folder(tmp_path / "synthetic", *bars(60, seed=0), names)
+    real = write_folder(tmp_path / "real", *bars(30, seed=1), names)
+    assert evaluate(synthetic, real, QUICK).accuracy["logistic"].mean >= 0.95
 
 
 def test_numbered_folders_are_matched_by_number_not_by_their_alphabetical_place(tmp_path: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +98,7 @@ def test_resuming_keeps_the_checkpoint_and_drops_half_a_data_set(tmp_path: Path)
     (folder / "images" / "0").mkdir(parents=True)
     (folder / "images" / "0" / "000000.png").write_text("half")
     (folder / "gen.npz").write_text("half")
+    output.abandon()
     assert (output.begin(keep_checkpoint=True) / CHECKPOINT_FILE).read_text() == "checkpoint"
     assert not (folder / "images").exists()
     assert not (folder / "gen.npz").exists()
@@ -114,6 +120,90 @@ def test_resuming_where_there_is_nothing_begins_anew(tmp_path: Path) -> None:
     output = output_in(tmp_path)
     output.check(resume=True, force=False)
     assert output.checkpoint_folder() is None
+
+
+HOLDING = """
+import sys; from pathlib import Path; from dpmepf.synthesize.output_folder import OutputFolder
+output = OutputFolder(path=Path(sys.argv[1])); output.begin(keep_checkpoint=False)
+print("begun", flush=True); sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("keep_checkpoint", [False, True])
+def test_a_folder_that_another_run_is_filling_is_left_alone(tmp_path: Path, keep_checkpoint: bool) -> None:
+    """Also when that has no checkpoint yet, and with --resume or --force when it has; not after it was killed."""
+    output = OutputFolder(path=tmp_path / "synthetic")
+    output.require_unused()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(output.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout and other.stdout.readline() == "begun\n"
+        (output.partial / CHECKPOINT_FILE).write_text("the other's")
+        with pytest.raises(UsageError, match="another dpmepf-synth is writing to"):
+            output.require_unused()
+        with pytest.raises(UsageError, match="another dpmepf-synth is writing to"):
+            output.begin(keep_checkpoint=keep_checkpoint)
+        output.abandon()
+        assert (output.partial / CHECKPOINT_FILE).read_text() == "the other's"
+        other.kill()
+    output.require_unused()
+    output.begin(keep_checkpoint=keep_checkpoint)
+    assert (output.partial / CHECKPOINT_FILE).is_file() == keep_checkpoint
+
+
+def test_a_folder_that_cannot_be_named_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the path became a mount point meanwhile: the work is not lost, nor the result that was to be replaced."""
+    output = output_in(tmp_path)
+    finished(output)
+    (output.begin(keep_checkpoint=False) / CHECKPOINT_FILE).write_text("new")
+    rename = Path.rename
+
+    def busy(path: Path, target: Path) -> Path:
+        if path == output.partial:
+            raise OSError(errno.EBUSY, "busy")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", busy)
+        with pytest.raises(OSError, match="busy"):
+            output.finish()
+    output.abandon()
+    assert (output.path / RUN_FILE).read_text() == "old"
+    output.check(resume=True, force=False)
+    assert (output.begin(keep_checkpoint=True) / CHECKPOINT_FILE).read_text() == "new"
+    output.finish()
+    assert [path.name for path in output.path.iterdir()] == [CHECKPOINT_FILE]
+
+
+def test_a_checkpoint_that_cannot_be_copied_does_not_hide_the_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+
+    def half(source: Path, target: Path) -> None:
+        target.write_text("check")
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", half)
+        with pytest.raises(OSError, match="full"):
+            output.begin(keep_checkpoint=True)
+    output.abandon()
+    assert output.checkpoint_folder() == output.path
+    assert not output.partial.exists()
+
+
+def test_what_can_never_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is not a folder"):
+        OutputFolder(path=tmp_path / "file" / "synthetic").check(resume=False, force=False)
+    with monkeypatch.context() as mounted, pytest.raises(UsageError, match="mount point"):
+        mounted.setattr(Path, "is_mount", lambda path: True)
+        output_in(tmp_path).check(resume=False, force=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # tests may run as root
+    with pytest.raises(UsageError, match="nothing may be written"):
+        output_in(tmp_path).check(resume=False, force=False)
 
 
 def test_a_replaced_file_is_whole_or_as_before(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from synthesis_stand_ins import RandomFeatureMap, squares
 from torch import Tensor, nn
 
-from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.synthesize import labelling, public_images
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
@@ -148,6 +150,30 @@ def test_a_path_without_images_is_refused(tmp_path: Path, name: str, words: str)
     np.savez(tmp_path / "empty.npz", x=np.zeros((0, 28, 28), np.uint8))
     with pytest.raises(DpmepfError, match=words):
         open_public_images([tmp_path / name])
+
+
+@pytest.mark.parametrize("prefix", ["train", "emnist-letters-train"])
+def test_labels_of_public_images_ask_for_no_declaration(tmp_path: Path, prefix: str) -> None:
+    """They are not used, and how many there are is no secret."""
+    (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 2, 28, 28) + bytes(2 * 28 * 28))
+    (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, 2) + bytes([3, 25]))
+    assert len(open_public_images([tmp_path])[tmp_path]) == 2
+
+
+def test_an_error_names_the_option_that_it_is_about(tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", x=np.zeros((2, 28, 28), np.uint8), y=np.array([0, -1]))
+    with pytest.raises(UsageError, match=f"--public {tmp_path / 'bad.npz'}: "):
+        open_public_images([tmp_path / "bad.npz"])
+
+
+def test_an_image_that_vanished_since_it_was_chosen_is_said(tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "0.png")
+    source = open_public_images([tmp_path])[tmp_path]
+    place = np.zeros(1, np.int64)
+    chosen = ChosenImages(path=tmp_path, source=source, unreadable=0, places=place, classes=place)
+    (tmp_path / "0.png").write_bytes(b"other")
+    with pytest.raises(UsageError, match=r"no longer as it was \(.*0\.png.*\): go on with --resume"):
+        list(chosen.batches(workers=0, **FORM))
 
 
 def test_a_path_that_is_named_twice_is_refused(squares_and_noise: tuple[Path, Path]) -> None:

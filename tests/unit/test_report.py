@@ -19,7 +19,7 @@ from dpmepf.synthesize.pictures import (
     write_curve,
     write_preview,
 )
-from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, sizes_sentence, write_report
+from dpmepf.synthesize.report import REPORT_FILE, privacy_claim, sizes_sentence, unjudged_sentence, write_report
 from dpmepf.synthesize.settings import PRESETS
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -77,13 +77,22 @@ def record(**artifact: Any) -> dict[str, Any]:
         },
         "settings": PRESETS["best"].to_dict(),
         "device": "cpu",
+        "probed": True,
         "versions": {"dpmepf": "0.1.0"},
         "generator": {"parameters": 1_234_567, "multiply_adds_per_image": 12_300_000, "random_changes": None},
         "output": {"format": "folder", "images": 42, "relabelled": True},
         "public": [],
         "prior": None,
         "classes": [
-            {"name": HOSTILE, "folder": "script", "noisy_count": -3.25, "size": 0.0, "images": 0, "public_images": 0}
+            {
+                "name": HOSTILE,
+                "folder": "script",
+                "noisy_count": -3.25,
+                "size": 0.0,
+                "images": 0,
+                "public_images": 0,
+                "unjudged_images": 0,
+            }
         ],
         "timings": {
             "training_seconds": 61.0,
@@ -211,6 +220,22 @@ def test_classes_without_images_and_counts_of_no_images_are_explained(tmp_path: 
     del values["classes"][0]
     assert sizes_sentence(values) == ""
     assert "numbers neither of images nor of persons" in sizes_sentence(record(unit_of_privacy="one person"))
+
+
+def test_images_that_the_class_means_did_not_confirm_are_counted(tmp_path: Path) -> None:
+    values = record()
+    assert unjudged_sentence(values) == ""
+    values["classes"][0]["unjudged_images"] = 1_234
+    sentence = unjudged_sentence(values)
+    assert "1,234 have the class that they were drawn for" in sentence
+    assert sentence in checked_report(tmp_path, values)[0].text
+
+
+@pytest.mark.parametrize(("probed", "word"), [(True, "yes"), (False, "no")])
+def test_a_probe_that_could_not_be_used_is_not_reported(tmp_path: Path, probed: bool, word: str) -> None:
+    """As with one class, whatever the settings say."""
+    text = checked_report(tmp_path, record() | {"probed": probed})[1]
+    assert re.search(rf"Probe of the noise</t[hd]>\s*<td[^>]*>{word}<", text)
 
 
 def test_the_caption_says_whether_the_pictures_are_the_first_drawn_or_the_first_kept(tmp_path: Path) -> None:

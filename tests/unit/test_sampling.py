@@ -110,10 +110,36 @@ def test_labelled_images_have_the_label_and_there_are_as_many_of_each_as_asked(
 
 
 def test_a_class_that_no_image_is_labelled_with_is_filled_with_what_was_drawn_for_it() -> None:
-    drawn = list(draw_images(small_generator(1), (5, 7, 5), seed=1, label=brightness_label))
+    unjudged: list[tuple[int, int]] = []
+    drawn = list(
+        draw_images(
+            small_generator(1),
+            (5, 7, 5),
+            seed=1,
+            label=brightness_label,
+            on_unjudged=lambda class_index, count: unjudged.append((class_index, count)),
+        )
+    )
     assert [sum(len(images) for images, found in drawn if found == label) for label in range(3)] == [5, 7, 5]
     unlabelled = [images for images, found in drawn if found == 1]
     assert len(unlabelled) == 1  # at once, in the last round
+    assert unjudged == [(1, 7)]
+    list(draw_images(small_generator(1), (5, 7, 5), seed=1, on_unjudged=lambda *_: pytest.fail("nobody judges")))
+
+
+def test_a_long_stretch_that_yields_nothing_can_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is drawn for the second class is taken for the first, which is complete."""
+    monkeypatch.setattr(sampling, "BATCH", 10)
+    seen: list[int] = []
+    for images, _ in draw_images(
+        small_generator(1),
+        (10, 100),
+        seed=1,
+        label=lambda images, asked: torch.zeros_like(asked),
+        on_drawn=lambda: seen.append(0),
+    ):
+        seen.append(len(images))
+    assert seen.count(0) == 11 + 5 * 10 + 10  # batches of six rounds, and of the last without labels
 
 
 def test_labelled_images_are_the_same_in_every_run(tmp_path: Path) -> None:
