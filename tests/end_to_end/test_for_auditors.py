@@ -40,6 +40,14 @@ def test_the_pages_own_lines_accept_an_honest_artifact(
     assert "Opacus RDP:" in result.stdout
 
 
+@pytest.mark.parametrize("epsilon", [0.01, 20.0, 1000.0])
+def test_the_pages_own_lines_accept_an_honest_artifact_at_any_epsilon(epsilon: float, tmp_path: Path) -> None:
+    """Where the two terms of delta nearly cancel, and where e^epsilon is no float."""
+    write_artifact(tmp_path / "artifact.h5", example_artifact(epsilon=epsilon))
+    result = run_page(tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     "forgery",
     [
