@@ -34,7 +34,7 @@ class _FilesAndCommands(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_FilesAndCommands)
+@click.group(cls=_FilesAndCommands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Recompute what was released."""
 

@@ -406,7 +406,9 @@ def _check_usage(
 ) -> None:
     """Everything that can be refused without looking at data or encoder."""
     if dry_run != (records is not None):
-        raise UsageError("--dry-run and --records belong together: --dry-run --records 60000 shows the noise to expect")
+        raise UsageError(
+            "--dry-run and --records belong together: --dry-run --records 60000 --classes 10 shows the noise to expect"
+        )
     if dry_run:
         return
     written = {output.resolve(), signature_file(output).resolve()}

@@ -1,7 +1,7 @@
 """From an image source to a released artifact. The trusted core bounds whatever vector comes of an image.
 
-That no image enters another's vector, and none is there twice, is the word of this module and of those that read images:
-see PROOF.md, section 7.
+That no image enters another's vector, and none is there twice, is the word of this module and of those that read
+images: see PROOF.md, section 7.
 """
 
 from __future__ import annotations

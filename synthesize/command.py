@@ -40,7 +40,7 @@ from dpmepf.synthesize.training import GeneratorTraining, TrainingError
 BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-@click.command(cls=SpeakingOnce)
+@click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("artifact", type=click.Path(path_type=Path), metavar="ARTIFACT")
 @click.option(
     "--output",

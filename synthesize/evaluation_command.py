@@ -20,7 +20,7 @@ from dpmepf.synthesize.evaluation import EvaluationSettings, evaluate
 from dpmepf.synthesize.evaluation_report import EvaluationReport, check_report_path, write_report
 
 
-@click.command(name="dpmepf-eval")
+@click.command(name="dpmepf-eval", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("synthetic", type=click.Path(path_type=Path))
 @click.option(
     "--real",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -28,3 +30,12 @@ def test_every_promise_of_the_threat_model_has_a_test() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| who", "| ---"))]
     assert len(rows) > 8
     assert all("`tests/" in row.split("|")[4] for row in rows)
+
+
+COMMANDS = [entry for entry in metadata.entry_points(group="console_scripts") if entry.name.startswith("dpmepf-")]
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_command_explains_itself_when_asked_shortly(entry: metadata.EntryPoint) -> None:
+    result = CliRunner().invoke(entry.load(), ["-h"])
+    assert (result.exit_code, result.output.startswith("Usage: ")) == (0, True)
