@@ -27,6 +27,7 @@ MERGING = "unit/test_merging.py"
 REGISTER = "unit/test_register.py"
 FILE = "unit/test_artifact_file.py"
 HOSTILE = "attacks/test_hostile_artifacts.py"
+MALFORMATION = "test_a_malformation_has_its_own_error_that_names_the_object"
 FORGERIES = "attacks/test_forgeries.py"
 EMBED_COMMAND = "unit/test_embed_command.py"
 MERGE_COMMAND = "end_to_end/test_merge_command.py"
@@ -1011,14 +1012,14 @@ MUTANTS = [
         "artifacts/hdf5_file.py",
         "            check_spelling(text, values[name], name)\n",
         "            pass\n",
-        HOSTILE,
+        f"{HOSTILE}::{MALFORMATION}[spaces_in_the_ledger]",
     ),
     _mutant(
         "kilobytes of the file may belong to nothing",
         "artifacts/hdf5_inspection.py",
         "= 2**12, 24",
         "= 2**14, 32",
-        HOSTILE,
+        f"{HOSTILE}::{MALFORMATION}[few_bytes_that_belong_to_nothing]",
     ),
     # From the custodian's words to the core
     _mutant(
