@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_two_processes_leave_a_checkpoint_that_others_finish(count: int, artifac
 
 
 def test_a_process_that_is_killed_ends_the_run_with_one_sentence(artifact: Path, tmp_path: Path) -> None:
-    check_ending(
-        artifact, tmp_path, 1, "kill before a checkpoint", "the training stopped before its first checkpoint", None
-    )
+    """That the connection broke, or on a busy machine before that, that torchrun stops the others."""
+    said = "the training stopped before its first checkpoint|another process of this run failed or was stopped"
+    check_ending(artifact, tmp_path, 1, "kill before a checkpoint", said, None)
 
 
 @pytest.mark.slow
@@ -120,7 +121,7 @@ def check_ending(artifact: Path, tmp_path: Path, rank: int, event: str, said: st
     assert time.monotonic() - began < LONG_ENOUGH
     assert finished.stdout == ""
     assert len(sentences(finished)) == 1, finished.stderr
-    assert said in sentences(finished)[0]
+    assert re.search(said, sentences(finished)[0])
     if steps_kept is None:
         assert list(tmp_path.iterdir()) == []
     else:
