@@ -230,6 +230,7 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
 
     Raises: UsageError, too, for labels that are no number of one of the synthetic classes.
     """
+    source: ImageSource | None = None
     first: ClassesError | LabelError | None = None
     try:
         source = open_images(path, split=split, default_split="test")
@@ -246,6 +247,8 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
     except UndeclaredClassError as error:
         raise first or error from error
     except LabelError as error:
+        if source is not None:  # of other classes, which distances do not mind
+            return source, True
         raise UsageError(
             f"the real data have labels beyond 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
             "the synthetic data: test on data of the same classes"

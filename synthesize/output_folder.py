@@ -136,6 +136,8 @@ class OutputFolder:
             raise UsageError(
                 f"another dpmepf-synth is writing to {self.partial}: wait for it, or choose another --output"
             ) from error
+        except NotImplementedError:  # a file system without locks
+            pass
         return lock
 
     def _unlock(self) -> None:

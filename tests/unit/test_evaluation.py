@@ -179,8 +179,20 @@ def test_idx_files_of_more_or_fewer_classes_than_ten_are_those_of_the_synthetic_
     write_idx(tmp_path / "real", prefix, images, labels + count - 3)
     assert evaluate(synthetic, tmp_path / "real", QUICK).accuracy["logistic"].mean >= 0.95
     write_idx(tmp_path / "real", prefix, images, labels + count)
-    with pytest.raises(UsageError, match=f"labels beyond 0 to {count - 1}"):
+    with pytest.raises(UsageError, match=f"labels beyond 0 to {count - 1}|the classes differ: of the {count} "):
         evaluate(synthetic, tmp_path / "real", QUICK)
+
+
+@pytest.mark.usefixtures("untrained_builtin")
+def test_distances_of_unlabelled_images_from_idx_files_are_measured(tmp_path: Path) -> None:
+    write_idx(tmp_path / "real", "t10k", *bars(30, seed=1))
+    (tmp_path / "synthetic").mkdir()
+    for index, image in enumerate(bars(15, seed=1)[0]):
+        Image.fromarray(image).save(tmp_path / "synthetic" / f"{index}.png")
+    report = evaluate(
+        tmp_path / "synthetic", tmp_path / "real", dataclasses.replace(QUICK, distances=True, extractor="builtin")
+    )
+    assert report.distances is not None and report.accuracy == {}
 
 
 @pytest.mark.usefixtures("untrained_builtin")

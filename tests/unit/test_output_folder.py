@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpmepf.shared.errors import UsageError
+from dpmepf.synthesize import output_folder
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
 
@@ -149,6 +150,19 @@ def test_a_folder_that_another_run_is_filling_is_left_alone(tmp_path: Path, keep
     output.require_unused()
     output.begin(keep_checkpoint=keep_checkpoint)
     assert (output.partial / CHECKPOINT_FILE).is_file() == keep_checkpoint
+
+
+def test_a_file_system_without_locks_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(output_folder.FileLock, "acquire", unsupported)
+    output = output_in(tmp_path)
+    finished(output)
+    output.require_unused()
+    assert [path.name for path in output.path.parent.iterdir()] == ["synthetic"]
 
 
 def test_a_folder_that_cannot_be_named_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
