@@ -215,9 +215,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _missing_of(runs: Sequence[Record]) -> str:
-    """A sentence on the choices that a table lacks, if any."""
+    """A sentence on the choices that a table lacks, if any: one that begins with the default compares them."""
     missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in runs}]
-    return f"\nNot measured yet: {', '.join(missing)}.\n" if missing else ""
+    return f"\nNot measured yet: {', '.join(missing)}.\n" if missing and "default" not in missing else ""
 
 
 def _table_of(run: Record) -> tuple[str, float, float, str, int, int, str, str]:
