@@ -1,7 +1,7 @@
 """The whole job on real images, without a download: embed, audit, synthesise, evaluate. Run by `make demo`.
 
 Uses MNIST when it is found ($DPMEPF_MNIST, ../shared/data/MNIST, torchvision's ./data/MNIST), else the 1,797 real
-handwritten digits that come with scikit-learn, enlarged. Needs at most six minutes on two cores.
+handwritten digits that come with scikit-learn, enlarged. Needs some minutes on two cores.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from dpmepf.shared.image_layout import choose_split, require_undivided
 from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource, Pixels
 from dpmepf.shared.npz_files import find_npz_splits, read_npz_classes, read_npz_images, read_npz_labels
 
-IDX_KIND = "folder with IDX files"
-
 
 def open_idx(
     pairs: dict[str, IdxPair], declared: tuple[str, ...] | None, split: str | None, default_split: str, public: bool
@@ -35,7 +33,7 @@ def open_idx(
         path=pair.images,
         pixels=pixels,
         open_pixels=open_pixels,
-        kind=IDX_KIND,
+        kind="folder with IDX files",
         classes=classes,
         classes_declared=declared is not None,
         labels=labels,

@@ -16,7 +16,6 @@ from rich.progress import Progress, TaskID
 
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import console, progress_bar, reports_errors
-from dpmepf.shared.errors import DpmepfError
 from dpmepf.shared.processes import SpeakingOnce, joined
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
 from dpmepf.synthesize.output_folder import OutputFolder
@@ -198,10 +197,10 @@ def main(
     processes = TrainingProcesses.of_torchrun() or ALONE
     keep_freed_memory()
     if not processes.first:
-        with _kept_training_said(output), _stop_signal(processes) as stop_requested:
+        with _too_little_memory_said(output), _stop_signal(processes) as stop_requested:
             help_to_train(request, processes, stop_requested=stop_requested)
         return
-    with _kept_training_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
+    with _too_little_memory_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
         result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
     _summarise(result)
     if as_json:
@@ -227,6 +226,9 @@ class _Display:
             on_labelling=self.labelling,
             on_public_images=self.public_images,
             on_images=self.images,
+            on_kept=lambda folder: console.print(
+                f"A checkpoint is in {escape(str(folder))}: go on with --resume and the same options.", soft_wrap=True
+            ),
             stop_requested=stop_requested,
         )
 
@@ -275,22 +277,17 @@ class _Display:
 
 
 @contextmanager
-def _kept_training_said(output: Path) -> Iterator[None]:
-    """Say of whatever ends a run unforeseen that the training so far is kept; of a GPU's memory, what to do, too."""
+def _too_little_memory_said(output: Path) -> Iterator[None]:
+    """Say what to do where a GPU's memory does not suffice, in loading, training, learning labels or drawing."""
     try:
         yield
-    except DpmepfError:  # says what is to be done
-        raise
-    except BaseException as error:
+    except torch.OutOfMemoryError as error:
         partial = OutputFolder(path=output).partial
-        if (partial / CHECKPOINT_FILE).is_file():
-            console.print(f"A checkpoint is in {escape(str(partial))}: go on with --resume.", soft_wrap=True)
-        if isinstance(error, torch.OutOfMemoryError):
-            raise TrainingError(
-                "the GPU ran out of memory: choose fewer images through the encoder at a time with --micro-batch-size, "
-                "or another --device"
-            ) from error
-        raise
+        kept = (partial / CHECKPOINT_FILE).is_file()
+        raise TrainingError(
+            "the GPU ran out of memory: choose fewer images through the encoder at a time with --micro-batch-size, or "
+            "another --device" + (f"; a checkpoint is in {partial}: go on with --resume" if kept else "")
+        ) from error
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpmepf.shared.array_sources import IDX_KIND
 from dpmepf.shared.class_names import UNLABELLED, numbered_classes
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.idx_files import find_idx_pairs
 from dpmepf.shared.image_errors import ClassesError, LabelError, UndeclaredClassError
 from dpmepf.shared.image_loading import iterate_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
@@ -231,14 +231,18 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
     Raises: UsageError, too, for labels that are no number of one of the synthetic classes.
     """
     source: ImageSource | None = None
-    first: ClassesError | LabelError | None = None
+    first: ClassesError | None = None
+    is_idx = path.is_dir() and bool(find_idx_pairs(path))
     try:
         source = open_images(path, split=split, default_split="test")
-        called_by_number = source.classes == numbered_classes(len(source.classes))
-        if not called_by_number or len(source.classes) == len(synthetic_classes) or source.kind != IDX_KIND:
+        called_by_number = set(source.classes) == set(numbered_classes(len(source.classes)))
+        if not called_by_number or len(source.classes) == len(synthetic_classes) or not is_idx:
             return source, called_by_number
-    except (ClassesError, LabelError) as error:
+    except ClassesError as error:
         first = error
+    except LabelError:
+        if not is_idx:
+            raise
     # Files that do not name their classes: labels are numbers of the synthetic ones
     numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
     classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
@@ -249,6 +253,8 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
     except LabelError as error:
         if source is not None:  # of other classes, which distances do not mind
             return source, True
+        if not is_idx:
+            raise
         raise UsageError(
             f"the real data have labels beyond 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
             "the synthetic data: test on data of the same classes"

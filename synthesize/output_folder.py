@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
@@ -27,11 +26,11 @@ class OutputFolder:
 
     Fields:
         path: the finished folder, which appears at once and complete.
-        lock: of the run that fills it, from `begin` to `finish` or `abandon`.
+        lock: descriptor of the locked marker of the run that fills it, from `begin` to `finish` or `abandon`.
     """
 
     path: Path
-    lock: FileLock | None = field(default=None, init=False)
+    lock: int | None = field(default=None, init=False)
 
     @property
     def partial(self) -> Path:
@@ -46,7 +45,7 @@ class OutputFolder:
         """
         if not self.path.name:
             raise UsageError(f"--output {self.path} does not name a folder to create")
-        above = next(folder for folder in self.path.absolute().parents if folder.exists())
+        above = next(folder for folder in self.path.absolute().parents if os.path.lexists(folder))
         if not above.is_dir():
             raise UsageError(f"{above} is not a folder: choose another --output")
         if not os.access(above, os.W_OK | os.X_OK):
@@ -56,7 +55,7 @@ class OutputFolder:
                 raise UsageError(f"{path} exists and is not a folder: choose another --output")
             if path.is_dir() and any(path.iterdir()) and not (path / recognised).is_file():
                 raise UsageError(f"{path} holds files that dpmepf-synth did not write: choose another --output")
-        if self.path.is_mount():
+        if os.path.ismount(self.path):
             raise UsageError(f"{self.path} is a mount point, which no folder can replace: name a folder in it")
         if resume:
             if self._has_files() and self.checkpoint_folder() is None:
@@ -80,7 +79,7 @@ class OutputFolder:
             UsageError: there is one.
         """
         if (self.partial / MARKER_FILE).is_file():
-            self._locked().release()
+            os.close(self._locked())
 
     def begin(self, *, keep_checkpoint: bool) -> Path:
         """Create the folder to fill, holding the checkpoint to resume from if `keep_checkpoint`, and return it.
@@ -106,7 +105,8 @@ class OutputFolder:
 
         Where that fails, the folder is left as an interrupted run's.
         """
-        self._unlock()
+        if sys.platform == "win32":  # where no folder can be renamed in which a file is open
+            self._unlock()
         replaced = self.path.with_name(f".{self.path.name}.{os.getpid()}.replaced")
         if self.path.exists():
             self.path.rename(replaced)
@@ -117,6 +117,7 @@ class OutputFolder:
                 replaced.rename(self.path)
             raise
         (self.path / MARKER_FILE).unlink()
+        self._unlock()
         if replaced.exists():
             shutil.rmtree(replaced)
 
@@ -128,23 +129,28 @@ class OutputFolder:
         if not (self.partial / CHECKPOINT_FILE).is_file():
             shutil.rmtree(self.partial)
 
-    def _locked(self) -> FileLock:
-        lock = FileLock(self.partial / MARKER_FILE, timeout=0)
+    def _locked(self) -> int:
+        """The marker, locked for this process until the descriptor is closed, wherever a file system has locks."""
+        descriptor = os.open(self.partial / MARKER_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        if sys.platform == "win32":
+            return descriptor
+        import fcntl
+
         try:
-            lock.acquire()
-        except Timeout as error:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
             raise UsageError(
                 f"another dpmepf-synth is writing to {self.partial}: wait for it, or choose another --output"
             ) from error
-        except NotImplementedError:  # a file system without locks
+        except OSError:  # a file system without locks
             pass
-        return lock
+        return descriptor
 
     def _unlock(self) -> None:
         if self.lock is not None:
-            self.lock.release()
+            os.close(self.lock)
             self.lock = None
-            (self.partial / MARKER_FILE).touch()  # some releases of the library remove the file
 
     def _has_files(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())

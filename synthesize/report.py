@@ -16,6 +16,7 @@ from dpmepf.synthesize.pictures import CURVE_FILE, MOST_LABELLED_ROWS, PREVIEW_F
 REPORT_FILE = "report.html"
 MOST_CLASS_ROWS = 500
 MOST_NAMED = 10  # classes in a sentence
+WORTH_SAYING = 0.01  # of the images of a class, that were not judged: a few always remain
 
 RELATIONS = {
     "add-or-remove-one": "adding or removing",
@@ -147,15 +148,19 @@ def sizes_sentence(record: Mapping[str, Any]) -> str:
 
 
 def unjudged_sentence(record: Mapping[str, Any]) -> str:
-    """Say of which classes images stand under a name that the class means did not confirm, if of any."""
-    counts = {entry["name"]: entry["unjudged_images"] for entry in record["classes"] if entry["unjudged_images"]}
+    """Say of which classes not just a few images are unconfirmed by the class means, if of any."""
+    counts = {
+        entry["name"]: entry["unjudged_images"]
+        for entry in record["classes"]
+        if entry["unjudged_images"] > WORTH_SAYING * entry["images"]
+    }
     if not counts:
         return ""
     named = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MOST_NAMED])
     return (
         f"Of some classes the class means found too few images. {sum(counts.values()):,} have the class that they were "
-        f"drawn for, whatever they look like ({named}{', …' if len(counts) > MOST_NAMED else ''}): the generator did "
-        "not learn these classes well."
+        f"drawn for, whatever they look like ({named}{', …' if len(counts) > MOST_NAMED else ''}): the generator may "
+        "not have learned these classes well."
     )
 
 

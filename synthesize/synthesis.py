@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpmepf.shared.processes import ProcessesError
 from dpmepf.synthesize import sampling
@@ -49,6 +50,8 @@ class SynthesisCallbacks:
         on_labelling: called with the number of images just drawn to learn labels from, and the number of all, at most.
         on_public_images: called with the number of public images just looked at and the number of all.
         on_images: called with the number of images just written, first 0, and the number to write.
+        on_kept: called with the folder of a checkpoint that a run has made or gone on from, before an error leaves that
+            does not name it.
         stop_requested: asked after every step and every few images; True ends the run with `TrainingStopped`, a
             checkpoint kept.
         snapshot_seconds: time between checkpoints and previews.
@@ -60,6 +63,7 @@ class SynthesisCallbacks:
     on_labelling: Callable[[int, int], None] = lambda count, total: None
     on_public_images: Callable[[int, int], None] = lambda count, total: None
     on_images: Callable[[int, int], None] = lambda count, total: None
+    on_kept: Callable[[Path], None] = lambda folder: None
     stop_requested: Callable[[], bool] = lambda: False
     snapshot_seconds: float = 60.0
 
@@ -125,8 +129,12 @@ def synthesise(
         write_report(folder, record)
         (folder / RUN_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
         output.finish()
-    except BaseException:
+    except BaseException as error:
+        ours = output.lock is not None
         output.abandon()
+        said = isinstance(error, TrainingStopped | ProcessesError | torch.OutOfMemoryError)
+        if ours and not said and (output.partial / CHECKPOINT_FILE).is_file():
+            callbacks.on_kept(output.partial)
         raise
     return SynthesisResult(output=output.path, record=record)
 

@@ -33,6 +33,7 @@ from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import sign_file
 from dpmepf.shared.encoders import BUILTIN_WEIGHTS
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
+from dpmepf.shared.image_errors import WorkerDiedError
 from dpmepf.shared.image_sources import open_images
 from dpmepf.synthesize import command, labelling, public_images, sampling, synthesis, training
 from dpmepf.synthesize.command import main
@@ -435,13 +436,16 @@ def test_too_little_memory_is_said_with_what_to_do(
             patch.setattr(synthesis, place, run_out)
             result = run(artifact, "--output", tmp_path / "out", *QUICK)
         assert_one_sentence(result, 1, "out of memory", "--micro-batch-size")
-        trained = place == "learn_discriminant"  # a checkpoint holds it
-        assert ("A checkpoint is in" in result.stderr and "go on with --resume" in result.stderr) == trained
+        assert ("--resume" in result.stderr) == (place == "learn_discriminant")  # whose training is in a checkpoint
         assert not (tmp_path / "out").exists()
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full disk", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), WorkerDiedError("a decoding process ended")],
+    ids=["full disk", "Ctrl-C", "lost worker"],
+)
 def test_whatever_ends_the_drawing_the_training_is_kept_and_that_is_said(
     error: BaseException, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,7 +456,11 @@ def test_whatever_ends_the_drawing_the_training_is_kept_and_that_is_said(
         patch.setattr(sampling, "write_image_folders", fail)
         result = run(artifact, "--output", tmp_path / "out", *QUICK)
     assert "Traceback" not in result.stderr
-    assert f"A checkpoint is in {tmp_path / 'out.partial'}: go on with --resume." in result.stderr
+    kept = f"A checkpoint is in {tmp_path / 'out.partial'}: go on with --resume"
+    assert kept in result.stderr
+    with monkeypatch.context() as patch:  # Planted: an older run's checkpoint, which this one does not go on from
+        patch.setattr(synthesis, "prepare", fail)
+        assert kept not in run(artifact, "--output", tmp_path / "out", "--force", *QUICK).stderr
     assert run(artifact, "--output", tmp_path / "out", "--resume", *QUICK).exit_code == 0
 
 

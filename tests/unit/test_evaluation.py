@@ -18,7 +18,7 @@ from PIL import Image
 
 from dpmepf.shared.encoders import BuiltinEncoder
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_errors import ClassesError
+from dpmepf.shared.image_errors import ClassesError, LabelError
 from dpmepf.synthesize import distances
 from dpmepf.synthesize.evaluation import NOTE, EvaluationSettings, evaluate, match_classes
 from dpmepf.synthesize.evaluation_report import Accuracy, check_report_path, write_report
@@ -219,6 +219,22 @@ def test_numbered_folders_are_matched_by_number_not_by_their_alphabetical_place(
     images, thirds = bars(30, seed=1)
     np.savez(tmp_path / "real.npz", x=images, y=np.array([1, 2, 10])[thirds])
     assert evaluate(synthetic, tmp_path / "real.npz", QUICK).accuracy["logistic"].mean >= 0.95
+    named = write_folder(tmp_path / "named", *bars(60, seed=0), tuple("abcdefghijkl"))
+    numbered = write_folder(tmp_path / "numbered", *bars(30, seed=1), tuple(str(number) for number in range(12)))
+    report = evaluate(named, numbered, QUICK)
+    assert report.accuracy["logistic"].mean >= 0.95
+    assert "numbers were taken for the classes in this order: a, b, c" in report.note
+
+
+def test_labels_that_are_damaged_are_said_to_be_and_names_are_not_passed_over(tmp_path: Path) -> None:
+    """Planted: real data that name their classes, one label of which is none of them."""
+    synthetic = write_folder(tmp_path / "synthetic", *bars(60, seed=0), NAMES)
+    images, labels = bars(30, seed=1)
+    np.savez(tmp_path / "named.npz", x=images, y=labels + 1, classes=np.array(NAMES[::-1]))
+    np.savez(tmp_path / "negative.npz", x=images, y=labels - 1)
+    for real in ("named.npz", "negative.npz"):
+        with pytest.raises(LabelError):
+            evaluate(synthetic, tmp_path / real, QUICK)
 
 
 def test_class_folders_of_dpmepf_synth_have_the_names_and_numbers_of_its_record(tmp_path: Path) -> None:

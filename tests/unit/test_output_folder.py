@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from dpmepf.shared.errors import UsageError
-from dpmepf.synthesize import output_folder
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
 
@@ -155,13 +155,17 @@ def test_a_folder_that_another_run_is_filling_is_left_alone(tmp_path: Path, keep
 def test_a_file_system_without_locks_is_written_to_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unsupported(*_: object, **__: object) -> None:
-        raise NotImplementedError
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(output_folder.FileLock, "acquire", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     output = output_in(tmp_path)
-    finished(output)
+    (output.begin(keep_checkpoint=False) / CHECKPOINT_FILE).write_text("checkpoint")
+    output.abandon()
     output.require_unused()
+    output.check(resume=True, force=False)
+    output.begin(keep_checkpoint=True)
+    output.finish()
     assert [path.name for path in output.path.parent.iterdir()] == ["synthetic"]
 
 
@@ -210,10 +214,13 @@ def test_a_checkpoint_that_cannot_be_copied_does_not_hide_the_good_one(
 
 def test_what_can_never_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="dangling is not a folder"):
+        OutputFolder(path=tmp_path / "dangling" / "synthetic").check(resume=False, force=False)
     with pytest.raises(UsageError, match="file is not a folder"):
         OutputFolder(path=tmp_path / "file" / "synthetic").check(resume=False, force=False)
     with monkeypatch.context() as mounted, pytest.raises(UsageError, match="mount point"):
-        mounted.setattr(Path, "is_mount", lambda path: True)
+        mounted.setattr(os.path, "ismount", lambda path: True)
         output_in(tmp_path).check(resume=False, force=True)
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # tests may run as root
     with pytest.raises(UsageError, match="nothing may be written"):

@@ -225,6 +225,8 @@ def test_classes_without_images_and_counts_of_no_images_are_explained(tmp_path: 
 def test_images_that_the_class_means_did_not_confirm_are_counted(tmp_path: Path) -> None:
     values = record()
     assert unjudged_sentence(values) == ""
+    values["classes"][0] |= {"images": 5_000, "unjudged_images": 50}
+    assert unjudged_sentence(values) == ""  # as six rounds leave of any class
     values["classes"][0]["unjudged_images"] = 1_234
     sentence = unjudged_sentence(values)
     assert "1,234 have the class that they were drawn for" in sentence
