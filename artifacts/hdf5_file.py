@@ -9,7 +9,7 @@ Layout, complete (file format 1.10, superblock version 3, so that the library ch
     /noisy_sums     int64 K x D  little-endian; one chunk per class, shuffle and deflate
     /noisy_counts   int64 K      little-endian; contiguous
 
-A text is a scalar, null-padded string of fixed length, its JSON spelled as here alone (strict_json.py). There are no
+A text is a scalar, null-padded string of fixed length, its JSON spelled as Python does (strict_json.py). There are no
 groups, attributes, links, timestamps or other data sets. By hand:
 
     h5dump -d /ledger artifact.h5

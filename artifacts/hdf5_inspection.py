@@ -27,8 +27,9 @@ LARGEST_COMPRESSION = 64
 """Declared over stored bytes. Noise of sigma >= 16 stored steps has over 6 bits of entropy in 64: at most 11."""
 _FREE_COMPRESSION_BYTES = 2**20
 _METADATA_BYTES, _METADATA_BYTES_OF_A_ROW = 2**12, 24
-"""What HDF5 may take beside the values: version 1.14 takes 1,608 bytes, and at most 16 for each row's place in the
-index."""
+"""What HDF5 may take beside the values: versions 1.14 and 2.0 take some 1,620 bytes, and at most 16 for each row's
+place in the index.
+"""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK_VERSION = 3
