@@ -1,4 +1,4 @@
-"""Trusted core: JSON as artifacts hold it: no repeated key, no NaN or infinity, nothing but what it says.
+"""Trusted core: JSON as artifacts hold it: no repeated key, no NaN or infinity, one spelling.
 
 One value can be spelled in many ways: with spaces in between, `A` as `\\u0041`, 0.5 as 5.00e-1. Which of them was taken
 could say something that no reader is shown. So artifacts hold Python's spelling of what was parsed.
