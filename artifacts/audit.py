@@ -107,6 +107,7 @@ class AuditReport:
             "claimed_delta": ledger.delta,
             "checks": [asdict(check) for check in self.checks],
             "accountants": [asdict(estimate) | {"relation": estimate.relation.value} for estimate in self.estimates],
+            "feature_map": asdict(self.feature_map),
             "curve": [{"epsilon": epsilon, "delta": delta} for epsilon, delta in self.curve],
             "ledger": ledger.to_dict(),
         }

@@ -107,6 +107,7 @@ def _release_table(report: AuditReport) -> Table:
     ledger, feature_map, classes = report.ledger, report.feature_map, report.classes
     names = ", ".join(classes[:_CLASSES_SHOWN]) + (", …" if len(classes) > _CLASSES_SHOWN else "")
     inferred = ", ".join(ledger.inferred_schema)
+    positions = zip(feature_map.layers, feature_map.pooling, strict=True)
     merged = isinstance(ledger, MergedLedger)
     number = f"{len(ledger.releases)} releases, added up, each" if merged else "one release"
     table = plain_table("Merged releases, together" if merged else "Release", "", "")
@@ -119,6 +120,8 @@ def _release_table(report: AuditReport) -> Table:
         ("sigma, sensitivity (lattice units)", f"{report.sigma:.8g}, {report.sensitivity:.8g}"),
         ("lattice step, stored step", f"2^-{ledger.lattice_exponent}, 2^{ledger.coarsening_exponent} lattice units"),
         ("features", f"{report.dimension:,} ({feature_map.preset}) of {feature_map.encoder}"),
+        ("layers and their positions", ", ".join(f"{name} {side} x {side}" for name, side in positions)),
+        ("moments, normalisation", f"{' and '.join(map(str, feature_map.moments))}, {feature_map.normalisation}"),
         ("encoder weights (SHA-256)", feature_map.weights_sha256),
         ("images", f"{feature_map.resolution} x {feature_map.resolution}, {feature_map.channels} channel(s)"),
         ("classes", f"{len(classes)}: {names}"),

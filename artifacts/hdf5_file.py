@@ -9,7 +9,7 @@ Layout, complete (file format 1.10, superblock version 3, so that the library ch
     /noisy_sums     int64 K x D  little-endian; one chunk per class, shuffle and deflate
     /noisy_counts   int64 K      little-endian; contiguous
 
-A text is a scalar, null-padded string of fixed length, its JSON spelled as Python does (strict_json.py). There are no
+A text is a scalar, null-padded string of fixed length, in the one spelling that `write_artifact` gives it. There are no
 groups, attributes, links, timestamps or other data sets. By hand:
 
     h5dump -d /ledger artifact.h5
@@ -44,7 +44,8 @@ from dpmepf.artifacts.errors import (
     OversizeError,
     TextError,
 )
-from dpmepf.artifacts.merged_ledger import read_ledger
+from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.merged_ledger import MergedLedger, read_ledger
 from dpmepf.artifacts.strict_json import check_spelling, parse_json
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
@@ -64,15 +65,16 @@ def write_artifact(path: Path, artifact: Artifact, *, force: bool = False) -> No
     if failed:
         raise InconsistentArtifactError(f"the artifact was not written: {failed[0].name}: {failed[0].detail}")
     texts = {
-        "ledger": json.dumps(artifact.ledger.to_dict(), indent=1, allow_nan=False, ensure_ascii=False),
+        "ledger": _ledger_text(artifact.ledger),
         "feature_map": artifact.feature_map.to_json(),
-        "classes": json.dumps(artifact.classes, ensure_ascii=False),
+        "classes": _classes_text(artifact.classes),
     }
+    for name, parse in (("ledger", _parse_ledger), ("feature_map", _parse_feature_map), ("classes", _parse_classes)):
+        parse(texts[name])  # what is written can be read
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         for name, text in texts.items():
             encoded = text.encode()
-            parse_json(text, name)  # what is written can be read
             if len(encoded) > inspection.LARGEST_TEXTS[name]:
                 raise OversizeError(f"{name}: {len(encoded)} bytes exceed {inspection.LARGEST_TEXTS[name]}")
             file.create_dataset(name, data=np.array(encoded, dtype=h5py.string_dtype("utf-8", len(encoded))))
@@ -105,30 +107,21 @@ def read_artifact(path: Path) -> Artifact:
     path = Path(path)
     inspection.check_superblock(path)
     with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
-        texts = {"ledger": _read_text(file, "ledger")}
-        values = {"ledger": parse_json(texts["ledger"], "ledger")}
-        ledger = read_ledger(values["ledger"])  # first: it holds the version
+        ledger = _parse_ledger(_read_text(file, "ledger"))  # first: it holds the version
         inspection.check_members(file)
-        for name in ("feature_map", "classes"):
-            texts[name] = _read_text(file, name)
-            values[name] = parse_json(texts[name], name)
-        classes = values["classes"]
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise TextError("classes: expected a JSON list of names")
+        feature_map = _parse_feature_map(_read_text(file, "feature_map"))
+        classes = _parse_classes(_read_text(file, "classes"))
         counts = inspection.open_counts(file)
         sums = inspection.open_sums(file)
         check_size(*sums.shape)
-        inspection.check_file_size(file)
-        artifact = Artifact(
+        inspection.check_storage(file)
+        return Artifact(
             noisy_sums=_read_rows(sums),
             noisy_counts=counts[()].astype(np.int64, copy=False),
-            classes=tuple(classes),
-            feature_map=FeatureMapDescription.from_json(texts["feature_map"]),
+            classes=classes,
+            feature_map=feature_map,
             ledger=ledger,
         )
-        for name, text in texts.items():
-            check_spelling(text, values[name], name)
-        return artifact
 
 
 def read_verified_artifact(path: Path) -> Artifact:
@@ -147,8 +140,41 @@ def read_verified_artifact(path: Path) -> Artifact:
     return artifact
 
 
+def _ledger_text(ledger: Ledger | MergedLedger) -> str:
+    return json.dumps(ledger.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def _classes_text(classes: tuple[str, ...]) -> str:
+    return json.dumps(classes, ensure_ascii=False)
+
+
+def _parse_ledger(text: str) -> Ledger | MergedLedger:
+    ledger = read_ledger(parse_json(text, "ledger"))
+    check_spelling(text, _ledger_text(ledger), "ledger")
+    return ledger
+
+
+def _parse_feature_map(text: str) -> FeatureMapDescription:
+    parse_json(text, "feature_map")
+    feature_map = FeatureMapDescription.from_json(text)
+    if text != feature_map.to_json(one_pooling=True):  # so it was written once, where layers are pooled alike
+        check_spelling(text, feature_map.to_json(), "feature_map")
+    return feature_map
+
+
+def _parse_classes(text: str) -> tuple[str, ...]:
+    names = parse_json(text, "classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TextError("classes: expected a JSON list of names")
+    check_spelling(text, _classes_text(tuple(names)), "classes")
+    return tuple(names)
+
+
 def _read_text(file: h5py.File, name: str) -> str:
-    content = bytes(inspection.open_text(file, name)[()])
+    dataset = inspection.open_text(file, name)
+    content = bytes(dataset[()])  # without the nulls at its end
+    if len(content) != dataset.dtype.itemsize:
+        raise TextError(f"{name}: nulls follow the text, as in no artifact")
     try:
         return content.decode()
     except UnicodeDecodeError:

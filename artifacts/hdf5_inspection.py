@@ -20,7 +20,7 @@ from dpmepf.artifacts.artifact import LARGEST_SIZE
 from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, LARGEST_DIMENSION
 from dpmepf.shared.errors import DpmepfError
 
-LARGEST_TEXTS = {"ledger": 2**16, "feature_map": 2**18, "classes": 2**25}
+LARGEST_TEXTS = {"ledger": 2**16, "feature_map": 2**16, "classes": 2**25}
 """Bytes of each text; 100,000 class names of 200 bytes fit."""
 MEMBERS = ("ledger", "feature_map", "classes", "noisy_sums", "noisy_counts")
 LARGEST_COMPRESSION = 64
@@ -160,13 +160,25 @@ def largest_stored_size(rows: int, columns: int) -> int:
     return 8 * rows * columns + (8 * rows * columns >> 8) + 64 * rows
 
 
-def check_file_size(file: h5py.File) -> None:
-    """The file is about as large as its values: nothing large hides in it, and no few bytes stand for many."""
-    size, rows = file.id.get_filesize(), len(file["noisy_sums"])
-    stored = sum(file[member].id.get_storage_size() for member in MEMBERS)
-    if stored > size:
-        raise errors.StorageLayoutError(f"its data sets claim {stored} bytes of a file of {size}: they overlap")
-    if size > stored + _METADATA_BYTES + _METADATA_BYTES_OF_A_ROW * rows:
+def check_storage(file: h5py.File) -> None:
+    """No byte belongs to two values, and the file is about as large as they are: nothing large hides in it.
+
+    Where rows may share bytes, as equal ones could, as many bytes are free as all but one of them claim.
+    """
+    places: list[tuple[int, int]] = []
+    sums: Any = file["noisy_sums"].id
+    sums.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.size)))
+    for member in MEMBERS:
+        if member != "noisy_sums":
+            identifier = file[member].id
+            places.append((identifier.get_offset(), identifier.get_storage_size()))
+    end = 0
+    for offset, length in sorted(places):
+        if offset < end:
+            raise errors.StorageLayoutError(f"two of its values overlap at byte {offset}, as no artifact's do")
+        end = offset + length
+    size, stored = file.id.get_filesize(), sum(length for _, length in places)
+    if size > stored + _METADATA_BYTES + _METADATA_BYTES_OF_A_ROW * len(file["noisy_sums"]):
         raise errors.HiddenBytesError(f"{size - stored} bytes of the file belong to none of its data sets")
 
 

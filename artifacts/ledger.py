@@ -30,12 +30,15 @@ UNITS = (ONE_IMAGE, ONE_PERSON)
 UNNAMED = "unnamed"
 SCHEMA_PARTS = ("classes", "resolution", "channels")
 RECORDED_LIBRARIES = ("opendp", "torch", "numpy", "h5py")
+LIBRARIES = ("dpmepf", "python", *RECORDED_LIBRARIES)
 
 LARGEST_SIGMA = 2.0**56
 LARGEST_DIMENSION = 2**22
 LARGEST_CLASS_COUNT = 100_000
 _LONGEST_TEXT = 200
 _TEXT = f"1 to {_LONGEST_TEXT} printable characters"
+_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+"""What PEP 440 and Python's own versions (3.14.0a1+, 3.12.4-custom) are made of."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -98,16 +101,16 @@ class Ledger:
         _check_text("dataset_name", self.dataset_name)
         parts = self.inferred_schema
         known = isinstance(parts, tuple) and all(part in SCHEMA_PARTS for part in parts)
-        known = known and len(set(parts)) == len(parts)
-        _require(known, "inferred_schema", parts, f"a selection of {', '.join(SCHEMA_PARTS)}")
+        known = known and parts == tuple(part for part in SCHEMA_PARTS if part in parts)
+        _require(known, "inferred_schema", parts, f"a selection of {', '.join(SCHEMA_PARTS)}, in this order")
         valid_id = isinstance(self.release_id, str) and _UUID.fullmatch(self.release_id) is not None
         _require(valid_id, "release_id", self.release_id, "a UUID")
         versions = self.library_versions
-        few = isinstance(versions, Mapping) and len(versions) <= 32
-        _require(few, "library_versions", versions, "at most 32 names")
-        for library, version in versions.items():
-            _check_text("library_versions", library)
-            _check_text("library_versions", version)
+        known = isinstance(versions, Mapping) and all(
+            library in LIBRARIES and isinstance(version, str) and _VERSION.fullmatch(version)
+            for library, version in versions.items()
+        )
+        _require(known, "library_versions", versions, f"versions of {', '.join(LIBRARIES)}")
         object.__setattr__(self, "library_versions", dict(versions))
 
     @property

@@ -1,7 +1,7 @@
 """Trusted core: JSON as artifacts hold it: no repeated key, no NaN or infinity, one spelling.
 
 One value can be spelled in many ways: with spaces in between, `A` as `\\u0041`, 0.5 as 5.00e-1. Which of them was taken
-could say something that no reader is shown. So artifacts hold Python's spelling of what was parsed.
+could say something that no reader is shown. So an artifact holds the one text that would be written of what was parsed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ def parse_json(text: str, name: str) -> Any:
         raise TextError(f"{name}: not valid JSON ({str(error)[:120]!a})") from None
 
 
-def check_spelling(text: str, value: Any, name: str) -> None:
-    """Refuse, with `TextError`, a text that spells `value`, which was parsed from it, otherwise than artifacts do.
-
-    The order of keys is not looked at.
-    """
-    spellings: tuple[dict[str, Any], ...] = ({"indent": 1, "ensure_ascii": False}, {"ensure_ascii": False}, {})
-    if not any(json.dumps(value, **spelling) == text for spelling in spellings):
+def check_spelling(text: str, canonical: str, name: str) -> None:
+    """Refuse, with `TextError`, a text other than the `canonical` one: that which artifacts hold of the same value."""
+    if text != canonical:
         raise TextError(f"{name}: its JSON has spaces, numbers or letters spelled otherwise than any artifact's")

@@ -16,6 +16,8 @@ from typing import Any
 from dpmepf.shared.errors import DpmepfError
 
 SUPPORTED_RESOLUTIONS = (28, 32, 64, 128)
+_LONGEST_NAME = 64
+"""torchvision's longest names of layers have some 50 letters."""
 
 
 class FeatureMapError(DpmepfError):
@@ -53,11 +55,13 @@ class FeatureMapDescription:
     pixel_std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _require(re.fullmatch(r"[\w.-]{1,64}", self.preset) is not None, "preset", self.preset, "a short name")
-        _require(re.fullmatch(r"\w{1,64}", self.encoder) is not None, "encoder", self.encoder, "a model's name")
+        for name in ("layer_weights", "pixel_mean", "pixel_std"):  # written as the same text whether whole or not
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        _require(_is_name(self.preset, "-."), "preset", self.preset, "a short name")
+        _require(_is_name(self.encoder), "encoder", self.encoder, "a model's name")
         sha256_is_hex = re.fullmatch(r"[0-9a-f]{64}", self.weights_sha256) is not None
         _require(sha256_is_hex, "weights_sha256", self.weights_sha256, "64 hexadecimal digits")
-        names_are_plain = all(re.fullmatch(r"[\w.-]{1,128}", layer) for layer in self.layers)
+        names_are_plain = all(_is_name(layer, "-.") for layer in self.layers)
         distinct = len(set(self.layers)) == len(self.layers)
         _require(0 < len(self.layers) <= 512 and names_are_plain and distinct, "layers", self.layers, "distinct names")
         of_each_layer = len(self.pooling) == len(self.layers) and all(1 <= p <= 512 for p in self.pooling)
@@ -78,8 +82,10 @@ class FeatureMapDescription:
             _require(finite, name, values, "three finite numbers")
         _require(min(self.pixel_std) > 1e-3, "pixel_std", self.pixel_std, "numbers above 0.001")
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+    def to_json(self, *, one_pooling: bool = False) -> str:
+        """The description as artifacts hold it; with the first layer's pooling for that of all, as they once did."""
+        pooling = {"pooling": self.pooling[0]} if one_pooling else {}
+        return json.dumps(asdict(self) | pooling, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> FeatureMapDescription:
@@ -91,6 +97,11 @@ class FeatureMapDescription:
         if isinstance(data, dict) and type(data.get("pooling")) is int and isinstance(data.get("layers"), list):
             data["pooling"] = [data["pooling"]] * len(data["layers"])  # of all layers alike: so it was written once
         return cls(**_typed_fields(cls, data))
+
+
+def _is_name(name: str, punctuation: str = "") -> bool:
+    """Whether it is short and of ASCII letters, digits, underscores and `punctuation`."""
+    return re.fullmatch(rf"[\w{re.escape(punctuation)}]{{1,{_LONGEST_NAME}}}", name, re.ASCII) is not None
 
 
 def _require(holds: bool, name: str, found: object, allowed: str) -> None:

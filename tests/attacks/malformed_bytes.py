@@ -51,6 +51,32 @@ def rows_that_share_their_bytes(path: Path) -> None:
     _edit(path, change)
 
 
+def freed_row(path: Path) -> None:
+    """The second row lies where the first does, so that its own bytes can say anything; the file has its size."""
+
+    def change(content: bytearray) -> None:
+        first, size = content.rindex(b"FADB") + 14, _chunk_entry_size(content)
+        freed = int.from_bytes(content[first + size : first + size + 8], "little")
+        content[first + size : first + 2 * size] = content[first : first + size]
+        content[freed : freed + 7] = b"patient"
+
+    _edit(path, change)
+
+
+def counts_inside_a_row(path: Path) -> None:
+    """What is read as counts lies in the deflated first row."""
+    with h5py.File(path) as file:
+        counts, row = (file["noisy_counts"].id.get_offset(), file["noisy_sums"].id.get_chunk_info(0).byte_offset)
+
+    def change(content: bytearray) -> None:
+        place = counts.to_bytes(8, "little") + (24).to_bytes(8, "little")
+        assert content.count(place) == 1
+        start = content.index(place)
+        content[start : start + 8] = (row + 8).to_bytes(8, "little")
+
+    _edit(path, change)
+
+
 def row_of_a_gigabyte(path: Path) -> None:
     """The chunk index says so of one row; the file has no such bytes."""
 
@@ -150,7 +176,9 @@ def _chunk_entry_size(content: bytearray) -> int:
 
 BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
     (link_of_an_unknown_kind, errors.UnknownLinkError, "'more': a link of an unknown kind"),
-    (rows_that_share_their_bytes, errors.StorageLayoutError, "claim .* they overlap"),
+    (rows_that_share_their_bytes, errors.StorageLayoutError, "two of its values overlap"),
+    (freed_row, errors.StorageLayoutError, "two of its values overlap"),
+    (counts_inside_a_row, errors.StorageLayoutError, "two of its values overlap"),
     (row_of_a_gigabyte, errors.CompressionBombError, "noisy_sums.*stored for 1536 declared"),
     (bytes_that_belong_to_nothing, errors.HiddenBytesError, "belong to none"),
     (few_bytes_that_belong_to_nothing, errors.HiddenBytesError, r"4\d{3} bytes.* belong to none"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from artifact_examples import as_ledger_text
 from malformed_structure import DIMENSION, Malformation, put_classes, put_sums, text_type
 
 from dpmepf.artifacts import errors
@@ -23,6 +24,11 @@ def put_text(file: h5py.File, name: str, text: str | bytes) -> None:
     content = text.encode() if isinstance(text, str) else text
     del file[name]
     file.create_dataset(name, data=np.array(content, dtype=text_type(len(content))))
+
+
+def as_written(name: str, fields: Any) -> str:
+    """`fields` in the spelling of the text `name`."""
+    return as_ledger_text(fields) if name == "ledger" else json.dumps(fields, sort_keys=True)
 
 
 def texts(name: str, text: str | bytes, called: str) -> Callable[[h5py.File], None]:
@@ -39,7 +45,7 @@ def fields(name: str, called: str, **changes: Any) -> Callable[[h5py.File], None
     """The malformation `called` so, with other fields in the JSON object `name`."""
 
     def malform(file: h5py.File) -> None:
-        put_text(file, name, json.dumps(json.loads(file[name][()]) | changes))
+        put_text(file, name, as_written(name, json.loads(file[name][()]) | changes))
 
     malform.__name__ = called
     return malform
@@ -53,13 +59,13 @@ def feature_map(called: str, **changes: Any) -> Callable[[h5py.File], None]:
     return fields("feature_map", called, **changes)
 
 
-def merged_ledger(called: str, **changes: Any) -> Callable[[h5py.File], None]:
+def merged_ledger(called: str, *, indent: int | None = 1, **changes: Any) -> Callable[[h5py.File], None]:
     """The malformation `called` so: the file's ledger twice in a merged one, with other fields."""
 
     def malform(file: h5py.File) -> None:
         entry = json.loads(file["ledger"][()])
         merged = {"schema_version": 2, "noise_sigma": 1.0, "releases": [entry, entry | {"release_id": OTHER_RELEASE}]}
-        put_text(file, "ledger", json.dumps(merged | changes))
+        put_text(file, "ledger", json.dumps(merged | changes, indent=indent, ensure_ascii=False))
 
     malform.__name__ = called
     return malform
@@ -108,6 +114,21 @@ def other_padding(file: h5py.File) -> None:
     put_text(file, "classes", b'["a", "b", "c"]\x00["hidden"]')
 
 
+def nulls_after_the_text(file: h5py.File) -> None:
+    """As a file's library pads a text; more of them could be hidden in the length alone."""
+    text = file["classes"][()]
+    put_classes(file, data=np.array(text, dtype=text_type(len(text) + 40)))
+
+
+def keys_in_another_order(file: h5py.File) -> None:
+    entry = json.loads(file["ledger"][()])
+    put_text(file, "ledger", as_ledger_text({"delta": entry["delta"]} | {"mechanism": 0} | entry))
+
+
+def ledger_in_one_line(file: h5py.File) -> None:
+    put_text(file, "ledger", json.dumps(json.loads(file["ledger"][()])))
+
+
 def values_no_sum_can_have(file: h5py.File) -> None:
     file["noisy_counts"][...] = np.iinfo(np.int64).max
 
@@ -154,7 +175,7 @@ CONTENT: list[Malformation] = [
     (texts("classes", '["a", "b", "a"]', "duplicate_class"), errors.ClassNamesError, "appears twice"),
     (texts("classes", '["a", "b", "../.ssh/config"]', "path_as_class"), errors.ClassNamesError, "ssh"),
     (texts("classes", r'["a", "b", "\u001b]0;owned\u0007"]', "control_in_a_class"), errors.ClassNamesError, "owned"),
-    (texts("classes", r'["a", "b", "\ud800"]', "surrogate_in_a_class"), errors.ClassNamesError, "ud800"),
+    (texts("classes", r'["a", "b", "\ud800"]', "surrogate_in_a_class"), errors.TextError, "classes: its JSON has"),
     (texts("classes", "[]", "no_class"), errors.ClassNamesError, "number of classes"),
     (texts("classes", '["a", "b"]', "a_class_too_few"), errors.ShapeError, "noisy_sums: 3 rows for 2 classes"),
     (texts("classes", "[1, 2, 3]", "numbers_as_classes"), errors.TextError, "classes: expected a JSON list of names"),
@@ -180,7 +201,7 @@ CONTENT: list[Malformation] = [
     (texts("classes", json.dumps(["a"] * 400_000), "too_many_classes"), errors.ClassNamesError, "number of classes"),
     (texts("classes", json.dumps(["é" * 2**24]), "class_of_megabytes"), errors.OversizeError, "classes"),
     (texts("classes", json.dumps(["x" * (2**25 - 10)]), "class_of_32_mebibytes"), errors.ClassNamesError, "'xxx"),
-    (texts("feature_map", "[" * 200_000, "nested_without_end"), errors.TextError, "feature_map.*nested too deeply"),
+    (texts("feature_map", "[" * 60_000, "nested_without_end"), errors.TextError, "feature_map.*nested too deeply"),
     (texts("ledger", '{"a":' * 8_000, "nested_ledger"), errors.TextError, "ledger.*nested too deeply"),
     (deep_ledger_field, errors.LedgerError, "mechanism"),
     (ledger("deep_library_versions", library_versions=nested(100)), errors.LedgerError, "library_versions"),
@@ -209,9 +230,13 @@ CONTENT: list[Malformation] = [
         errors.LedgerError,
         "release 1: ledger: expected a JSON",
     ),
-    (merged_ledger("thousands_of_releases", releases=[{}] * 15_000), errors.LedgerError, r"15000 release\(s\) merged"),
-    (merged_ledger("deep_releases", releases=nested(900)), errors.LedgerError, r"1 release\(s\) merged"),
-    (merged_ledger("deep_noise", noise_sigma=nested(900)), errors.LedgerError, "noise_sigma is"),
+    (
+        merged_ledger("thousands_of_releases", releases=[{}] * 15_000, indent=None),
+        errors.LedgerError,
+        r"15000 release\(s\) merged",
+    ),
+    (merged_ledger("deep_releases", indent=None, releases=nested(900)), errors.LedgerError, r"1 release\(s\) merged"),
+    (merged_ledger("deep_noise", indent=None, noise_sigma=nested(900)), errors.LedgerError, "noise_sigma is"),
     (merged_ledger("noise_as_text", noise_sigma="1.0"), errors.LedgerError, "noise_sigma is '1.0'"),
     (merged_ledger("nan_noise", noise_sigma=float("nan")), errors.TextError, "ledger: the number NaN"),
     (merged_ledger("undeclared_merged_field", parts=2), errors.LedgerError, "'parts' of a merged ledger is not known"),
@@ -231,6 +256,20 @@ CONTENT: list[Malformation] = [
         "feature_map: its JSON",
     ),
     (respelled("classes", "space_between_classes", ", ", " , "), errors.TextError, "classes: its JSON has spaces"),
+    (nulls_after_the_text, errors.TextError, "classes: nulls follow"),
+    (keys_in_another_order, errors.TextError, "ledger: its JSON"),
+    (ledger_in_one_line, errors.TextError, "ledger: its JSON"),
+    (feature_map("whole_numbers_as_shares", pixel_mean=[0, 1, 0]), errors.TextError, "feature_map: its JSON"),
+    (
+        respelled("feature_map", "digits_that_a_reader_rounds", "0.5,", "0.50000000000000000001,"),
+        errors.TextError,
+        "feature_map: its JSON",
+    ),
+    (feature_map("layers_beyond_ascii", layers=["stage1", "\u4e00" * 20]), FeatureMapError, "layers is"),
+    (feature_map("layer_of_a_long_name", layers=["stage1", "x" * 65]), FeatureMapError, "layers is"),
+    (ledger("library_that_is_none_of_ours", library_versions={"notes": "1.0"}), errors.LedgerError, "library_versions"),
+    (ledger("version_that_is_a_message", library_versions={"torch": "of Ann"}), errors.LedgerError, "library_versions"),
+    (ledger("schema_in_another_order", inferred_schema=["channels", "classes"]), errors.LedgerError, "inferred_schema"),
     (values_no_sum_can_have, errors.OutOfRangeError, "noisy_counts: a value lies outside"),
     (row_far_larger_than_declared, errors.CompressionBombError, "noisy_sums: 1048.* stored for 1536 declared"),
     (row_a_little_larger_than_can_be, errors.CompressionBombError, "noisy_sums: row 0"),

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from artifact_examples import example_artifact, example_parts, forge_ledger, replace_text
+from artifact_examples import as_ledger_text, example_artifact, example_parts, forge_ledger, replace_text
 from artifact_users import audit, read_and_audit
 from limited_process import Ending, call_limited
 
@@ -134,7 +134,8 @@ def releases(choose: Callable[[list[Any]], list[Any]], *, noise_sigma: float | N
         with h5py.File(path) as file:
             ledger = json.loads(file["ledger"][()])
         changes = {} if noise_sigma is None else {"noise_sigma": noise_sigma}
-        replace_text(path, "ledger", json.dumps(ledger | {"releases": choose(ledger["releases"])} | changes))
+        forged = ledger | {"releases": choose(ledger["releases"])} | changes
+        replace_text(path, "ledger", as_ledger_text(forged))
 
     return forge
 

@@ -66,6 +66,11 @@ def example_parts(
     ]
 
 
+def as_ledger_text(fields: object) -> str:
+    """`fields` as artifacts spell them."""
+    return json.dumps(fields, indent=1, ensure_ascii=False)
+
+
 def replace_text(path: Path, name: str, text: str | bytes) -> None:
     """Write another text into an artifact, as a forger would who leaves nothing of the old one in the file."""
     content = text.encode() if isinstance(text, str) else text
@@ -85,4 +90,4 @@ def forge_ledger(path: Path, *, release: int | None = None, **changes: Any) -> N
     ledger |= changes
     for name in [name for name, value in changes.items() if value is None]:
         del ledger[name]
-    replace_text(path, "ledger", json.dumps(stored))
+    replace_text(path, "ledger", as_ledger_text(stored))

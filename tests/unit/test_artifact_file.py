@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from artifact_examples import FEATURE_MAP, example_artifact
+from artifact_examples import FEATURE_MAP, example_artifact, replace_text
 
 from dpmepf.artifacts import atomic_file
 from dpmepf.artifacts.artifact import Artifact
@@ -30,6 +30,7 @@ from dpmepf.artifacts.errors import (
     OutOfRangeError,
     OversizeError,
     ShapeError,
+    TextError,
 )
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 
@@ -70,6 +71,23 @@ def test_plain_h5py_reads_the_same_numbers_from_exactly_five_data_sets(tmp_path:
         np.testing.assert_array_equal(file["noisy_counts"][:], artifact.noisy_counts)
         assert json.loads(file["ledger"][()]) == artifact.ledger.to_dict()
         assert json.loads(file["classes"][()]) == list(artifact.classes)
+
+
+def test_one_number_for_the_pooling_of_all_layers_is_still_read(tmp_path: Path) -> None:
+    artifact, path = example_artifact(), tmp_path / "a.h5"
+    write_artifact(path, artifact)
+    text = json.dumps(json.loads(artifact.feature_map.to_json()) | {"pooling": 4}, sort_keys=True)
+    replace_text(path, "feature_map", text)
+    assert read_artifact(path).feature_map == artifact.feature_map
+    replace_text(path, "feature_map", text.replace('"pooling": 4', '"pooling":4'))
+    with pytest.raises(TextError, match="feature_map"):
+        read_artifact(path)
+
+
+def test_whole_numbers_in_a_feature_map_are_written_so_that_they_can_be_read(tmp_path: Path) -> None:
+    whole = dataclasses.replace(FEATURE_MAP, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1))
+    write_artifact(tmp_path / "a.h5", dataclasses.replace(example_artifact(), feature_map=whole))
+    assert read_artifact(tmp_path / "a.h5").feature_map.pixel_std == (1.0, 1.0, 1.0)
 
 
 def test_the_same_artifact_gives_the_same_bytes_at_another_time(tmp_path: Path) -> None:
