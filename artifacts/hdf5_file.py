@@ -18,8 +18,8 @@ groups, attributes, links, timestamps or other data sets. By hand:
 True values in feature units are noisy_sums * 2^coarsening_exponent / 2^lattice_exponent; in records,
 noisy_counts * 2^coarsening_exponent / count_weight_lattice. Of merged releases the least coarsening_exponent counts.
 
-Reading refuses whatever is not in this list before it reads it (hdf5_inspection.py). Rows are inflated here, into
-buffers of known size, not by the HDF5 library.
+Reading refuses whatever is not in this list before it reads it (hdf5_headers.py, hdf5_inspection.py). Rows are inflated
+here, into buffers of known size, not by the HDF5 library.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ from dpmepf.artifacts.errors import (
     OversizeError,
     TextError,
 )
-from dpmepf.artifacts.ledger import Ledger
+from dpmepf.artifacts.hdf5_headers import check_headers
+from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, Ledger
 from dpmepf.artifacts.merged_ledger import MergedLedger, read_ledger
-from dpmepf.artifacts.strict_json import check_spelling, parse_json
+from dpmepf.artifacts.strict_json import check_spelling, parse_json, parse_names
 from dpmepf.shared.feature_map_description import FeatureMapDescription
 
 _COMPRESSION_LEVEL = 6
@@ -59,11 +60,32 @@ def write_artifact(path: Path, artifact: Artifact, *, force: bool = False) -> No
         ArtifactExistsError: something is at `path` and `force` is not given.
         ArtifactWriteError: the disk is full, the folder missing or read-only; nothing is left behind.
         InconsistentArtifactError: a claim of the ledger does not hold, so that an audit would reject the file.
+        OversizeError: a text is too long (`rehearse` tells before).
     """
     check_writable_target(path, force=force)
     failed = [check for check in check_claims(artifact) if not check.holds]
     if failed:
         raise InconsistentArtifactError(f"the artifact was not written: {failed[0].name}: {failed[0].detail}")
+    write_atomically(path, _serialised(artifact).getbuffer(), force=force)
+
+
+def rehearse(*, classes: tuple[str, ...], feature_map: FeatureMapDescription, ledger: Ledger) -> None:
+    """Write and read, in memory, an artifact with these texts and one zero for each class: before anything is spent.
+
+    Raises:
+        ArtifactError: such a file cannot be written, or not be read again; here, with the libraries that are installed.
+    """
+    zeros = np.zeros((len(classes), 1), dtype=np.int64)
+    artifact = Artifact(
+        noisy_sums=zeros, noisy_counts=zeros[:, 0], classes=classes, feature_map=feature_map, ledger=ledger
+    )
+    buffer = _serialised(artifact)
+    check_headers(buffer)
+    with inspection.hdf5_failures(), h5py.File(buffer, "r") as file:
+        _read(file)
+
+
+def _serialised(artifact: Artifact) -> io.BytesIO:
     texts = {
         "ledger": _ledger_text(artifact.ledger),
         "feature_map": artifact.feature_map.to_json(),
@@ -90,7 +112,7 @@ def write_artifact(path: Path, artifact: Artifact, *, force: bool = False) -> No
         )
         for row, values in enumerate(artifact.noisy_sums):
             sums.id.write_direct_chunk((row, 0), _deflate_row(values))
-    write_atomically(path, buffer.getbuffer(), force=force)
+    return buffer
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -106,22 +128,10 @@ def read_artifact(path: Path) -> Artifact:
     """
     path = Path(path)
     inspection.check_superblock(path)
+    with path.open("rb") as content:
+        check_headers(content)
     with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
-        ledger = _parse_ledger(_read_text(file, "ledger"))  # first: it holds the version
-        inspection.check_members(file)
-        feature_map = _parse_feature_map(_read_text(file, "feature_map"))
-        classes = _parse_classes(_read_text(file, "classes"))
-        counts = inspection.open_counts(file)
-        sums = inspection.open_sums(file)
-        check_size(*sums.shape)
-        inspection.check_storage(file)
-        return Artifact(
-            noisy_sums=_read_rows(sums),
-            noisy_counts=counts[()].astype(np.int64, copy=False),
-            classes=classes,
-            feature_map=feature_map,
-            ledger=ledger,
-        )
+        return _read(file)
 
 
 def read_verified_artifact(path: Path) -> Artifact:
@@ -138,6 +148,24 @@ def read_verified_artifact(path: Path) -> Artifact:
             f"{path} claims what its numbers do not support ({failed[0].name}): see dpmepf-audit, and ask its custodian"
         )
     return artifact
+
+
+def _read(file: h5py.File) -> Artifact:
+    ledger = _parse_ledger(_read_text(file, "ledger"))  # first: it holds the version
+    inspection.check_members(file)
+    feature_map = _parse_feature_map(_read_text(file, "feature_map"))
+    classes = _parse_classes(_read_text(file, "classes"))
+    counts = inspection.open_counts(file)
+    sums = inspection.open_sums(file)
+    check_size(*sums.shape)
+    inspection.check_storage(file)
+    return Artifact(
+        noisy_sums=_read_rows(sums),
+        noisy_counts=counts[()].astype(np.int64, copy=False),
+        classes=classes,
+        feature_map=feature_map,
+        ledger=ledger,
+    )
 
 
 def _ledger_text(ledger: Ledger | MergedLedger) -> str:
@@ -163,11 +191,9 @@ def _parse_feature_map(text: str) -> FeatureMapDescription:
 
 
 def _parse_classes(text: str) -> tuple[str, ...]:
-    names = parse_json(text, "classes")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TextError("classes: expected a JSON list of names")
-    check_spelling(text, _classes_text(tuple(names)), "classes")
-    return tuple(names)
+    names = tuple(parse_names(text, "classes", most=LARGEST_CLASS_COUNT))
+    check_spelling(text, _classes_text(names), "classes")
+    return names
 
 
 def _read_text(file: h5py.File, name: str) -> str:

@@ -163,10 +163,15 @@ def largest_stored_size(rows: int, columns: int) -> int:
 def check_storage(file: h5py.File) -> None:
     """No byte belongs to two values, and the file is about as large as they are: nothing large hides in it.
 
-    Where rows may share bytes, as equal ones could, as many bytes are free as all but one of them claim.
+    Otherwise equal rows could share their bytes, and those of all but one would be free.
     """
     places: list[tuple[int, int]] = []
     sums: Any = file["noisy_sums"].id
+    if not hasattr(sums, "chunk_iter"):
+        raise errors.ArtifactError(
+            f"h5py uses HDF5 {h5py.version.hdf5_version} here, which cannot say where rows lie: install h5py from PyPI "
+            "(pip install --only-binary :all: h5py), with HDF5 1.12.3 or later"
+        )
     sums.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.size)))
     for member in MEMBERS:
         if member != "noisy_sums":

@@ -37,7 +37,8 @@ LARGEST_DIMENSION = 2**22
 LARGEST_CLASS_COUNT = 100_000
 _LONGEST_TEXT = 200
 _TEXT = f"1 to {_LONGEST_TEXT} printable characters"
-_VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+_LONGEST_VERSION = 64
+_VERSION = re.compile(rf"[0-9A-Za-z.+!_-]{{1,{_LONGEST_VERSION}}}")
 """What PEP 440 and Python's own versions (3.14.0a1+, 3.12.4-custom) are made of."""
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -106,11 +107,9 @@ class Ledger:
         valid_id = isinstance(self.release_id, str) and _UUID.fullmatch(self.release_id) is not None
         _require(valid_id, "release_id", self.release_id, "a UUID")
         versions = self.library_versions
-        known = isinstance(versions, Mapping) and all(
-            library in LIBRARIES and isinstance(version, str) and _VERSION.fullmatch(version)
-            for library, version in versions.items()
-        )
-        _require(known, "library_versions", versions, f"versions of {', '.join(LIBRARIES)}")
+        known = isinstance(versions, Mapping) and tuple(versions) == LIBRARIES
+        known = known and all(isinstance(one, str) and _VERSION.fullmatch(one) for one in versions.values())
+        _require(known, "library_versions", versions, f"versions of {', '.join(LIBRARIES)}, in this order")
         object.__setattr__(self, "library_versions", dict(versions))
 
     @property
@@ -275,9 +274,10 @@ def check_version(version: object, *, readable: int) -> None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the libraries that a release rests on."""
-    versions = {"dpmepf": __version__, "python": platform.python_version()}
-    return versions | {library: importlib.metadata.version(library) for library in RECORDED_LIBRARIES}
+    """Versions of the libraries that a release rests on, in the letters that a ledger takes."""
+    found = [__version__, platform.python_version(), *map(importlib.metadata.version, RECORDED_LIBRARIES)]
+    plain = (re.sub(r"[^0-9A-Za-z.+!_-]", "_", version)[:_LONGEST_VERSION] or "_" for version in found)
+    return dict(zip(LIBRARIES, plain, strict=True))
 
 
 def _multiplier_of(state: object) -> Any:

@@ -11,14 +11,9 @@ from typing import Any, NoReturn
 
 from dpmepf.artifacts.errors import TextError
 
-_MOST_COMMAS = 400_000  # 100,000 class names, with three of their own each
-
 
 def parse_json(text: str, name: str) -> Any:
-    """Parse `text`, the JSON of the object called `name`, or raise `TextError`."""
-
-    if text.count(",") > _MOST_COMMAS:  # before millions of little objects fill time and memory
-        raise TextError(f"{name}: the text has more than {_MOST_COMMAS} commas, more than an artifact's can have")
+    """Parse `text`, the short JSON of the object called `name`, or raise `TextError`."""
 
     def refuse_constant(constant: str) -> NoReturn:
         raise TextError(f"{name}: the number {constant} is not allowed; every number must be finite")
@@ -37,6 +32,30 @@ def parse_json(text: str, name: str) -> Any:
         raise TextError(f"{name}: the JSON is nested too deeply") from None
     except ValueError as error:
         raise TextError(f"{name}: not valid JSON ({str(error)[:120]!a})") from None
+
+
+def parse_names(text: str, name: str, *, most: int) -> list[str]:
+    """Parse `text`, a JSON list of at most `most` strings, of the object called `name`, or raise `TextError`.
+
+    String by string: a long text of other JSON would be millions of little objects before one could be refused.
+    """
+    decoder, place = json.JSONDecoder(), 1
+    names: list[str] = []
+    spelled_otherwise = TextError(f"{name}: expected a JSON list of names, spelled as artifacts spell it")
+    while text.startswith("[") and text.startswith('"', place):
+        if len(names) == most:
+            raise TextError(f"{name}: more than {most} names")
+        try:
+            found, place = decoder.raw_decode(text, place)
+        except ValueError as error:
+            raise TextError(f"{name}: not valid JSON ({str(error)[:120]!a})") from None
+        names.append(found)
+        if place == len(text) - 1 and text.endswith("]"):
+            return names
+        if not text.startswith(", ", place):
+            raise spelled_otherwise
+        place += 2
+    raise spelled_otherwise
 
 
 def check_spelling(text: str, canonical: str, name: str) -> None:

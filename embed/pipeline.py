@@ -19,6 +19,7 @@ from torch import Tensor
 from dpmepf.artifacts.accounting import calibrate_sigma
 from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.artifact import Artifact, check_size
+from dpmepf.artifacts.hdf5_file import rehearse
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED, Ledger, check_dataset_name, plan_release
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
@@ -83,7 +84,8 @@ class EmbedSettings:
 def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) -> Ledger:
     """The ledger that a release under these settings will have, but for its random id; no image is read.
 
-    Raises: UsageError for parameters that cannot be met; RegisterError for a release that the register would refuse.
+    Raises: UsageError for parameters that cannot be met; ArtifactError for class names or a feature map that no
+        artifact holds; RegisterError for a release that the register would refuse.
     """
     check_size(len(schema.classes), feature_map.dimension)
     ledger = plan_release(
@@ -97,6 +99,7 @@ def plan(schema: ImageSchema, feature_map: FeatureMap, settings: EmbedSettings) 
         dataset_name=settings.dataset_name,
         unit_of_privacy=settings.unit_of_privacy,
     )
+    rehearse(classes=schema.classes, feature_map=feature_map.description, ledger=ledger)
     if settings.register is not None:
         settings.register.check(ledger, budget=settings.budget)
     return ledger
@@ -131,9 +134,10 @@ def embed_images(
         on_charge: called with the ledger right before the release is charged to the register.
         on_noise: called with the number of coordinates just noised, K·(D+1) in all (public).
         on_unreadable: called with the error of each image that is skipped.
-    Raises: UsageError for parameters that cannot be met and RegisterError for a release that the register refuses, both
-        before any image is read; CheckpointError for a file that this run cannot go on from; ProcessesError if others
-        see another data set, or end; errors of the loader; NoiseError.
+    Raises: UsageError for parameters that cannot be met, ArtifactError for names that no artifact holds and
+        RegisterError for a release that the register refuses, all before any image is read; CheckpointError for a file
+        that this run cannot go on from; ProcessesError if others see another data set, or end; errors of the loader;
+        NoiseError.
     """
     plan(schema, feature_map, settings)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-from malformed_structure import external_link_that_nobody_needs, put_sums
+from malformed_structure import external_link, external_link_that_nobody_needs, put_sums
 from metadata_blocks import checksummed_blocks, reseal, set_end_of_file
 
 from dpmepf.artifacts import errors
@@ -73,6 +73,74 @@ def counts_inside_a_row(path: Path) -> None:
         assert content.count(place) == 1
         start = content.index(place)
         content[start : start + 8] = (row + 8).to_bytes(8, "little")
+
+    _edit(path, change)
+
+
+def _renamed(path: Path, old: bytes, new: bytes) -> None:
+    def change(content: bytearray) -> None:
+        assert content.count(old) == 1
+        start = content.index(old)
+        content[start : start + len(old)] = new
+
+    _edit(path, change)
+
+
+def path_as_a_name(path: Path) -> None:
+    """A name that leads through a link to another file, for whoever asks the library what it names."""
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        external_link(file)
+        file["classes_x"] = file["noisy_counts"]
+    _renamed(path, b"classes_x", b"classes/x")
+
+
+def one_name_twice(path: Path) -> None:
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        file["classez"] = file["noisy_counts"]
+    _renamed(path, b"classez", b"classes")
+
+
+def list_of_a_trillion_rows(path: Path) -> None:
+    """None of them is there, and the library counts them all."""
+
+    def change(content: bytearray) -> None:
+        start = content.rindex(b"FAHD")
+        content[start + 8 : start + 16] = (2**40).to_bytes(8, "little")
+        content[start + 16 : start + 24] = b"\xff" * 8
+
+    _edit(path, change)
+
+
+def _rows_in_a_tree(path: Path, *format_: str) -> None:
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        rows = file["noisy_sums"][()]
+    with h5py.File(path, "r+", libver=format_) as file:
+        put_sums(file)[...] = rows
+
+
+def rows_in_a_tree(path: Path) -> None:
+    """Its branches could all be one node, and the library would walk through each."""
+    _rows_in_a_tree(path, "v108", "v110")
+
+
+def rows_in_a_tree_of_an_earlier_format(path: Path) -> None:
+    _rows_in_a_tree(path, "earliest", "v110")
+
+
+def header_without_end(path: Path) -> None:
+    """The counts' header goes on where it begins."""
+    with h5py.File(path) as file:
+        start = h5py.h5o.get_info(file.id, b"noisy_counts").addr
+
+    def change(content: bytearray) -> None:
+        end = next(end for begin, end in checksummed_blocks(bytes(content)) if begin == start)
+        padding = content.index(bytes(100), start) - 2  # a message of zeros: type, length in two bytes, flags
+        assert content[padding] == 0 and padding < end
+        length = int.from_bytes(content[padding + 1 : padding + 3], "little")
+        rest = bytes([0, *(length - 20).to_bytes(2, "little"), 0])
+        first = start + 6 + (1 << (content[start + 5] & 3))  # where its messages begin
+        where = (first - 4).to_bytes(8, "little") + (end - first + 8).to_bytes(8, "little")
+        content[padding : padding + 24] = bytes([16, 16, 0, 0]) + where + rest
 
     _edit(path, change)
 
@@ -177,6 +245,12 @@ def _chunk_entry_size(content: bytearray) -> int:
 BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
     (link_of_an_unknown_kind, errors.UnknownLinkError, "'more': a link of an unknown kind"),
     (rows_that_share_their_bytes, errors.StorageLayoutError, "two of its values overlap"),
+    (path_as_a_name, errors.UndeclaredObjectError, "'classes/x': a path as a name"),
+    (one_name_twice, errors.SharedObjectError, "'classes': two links have this name"),
+    (list_of_a_trillion_rows, errors.StorageLayoutError, "rows are not found by a list"),
+    (rows_in_a_tree, errors.StorageLayoutError, "rows are not found by a list"),
+    (rows_in_a_tree_of_an_earlier_format, errors.StorageLayoutError, "header is of another version"),
+    (header_without_end, errors.CorruptArtifactError, "header does not end"),
     (freed_row, errors.StorageLayoutError, "two of its values overlap"),
     (counts_inside_a_row, errors.StorageLayoutError, "two of its values overlap"),
     (row_of_a_gigabyte, errors.CompressionBombError, "noisy_sums.*stored for 1536 declared"),

@@ -14,6 +14,7 @@ from artifact_examples import as_ledger_text
 from malformed_structure import DIMENSION, Malformation, put_classes, put_sums, text_type
 
 from dpmepf.artifacts import errors
+from dpmepf.artifacts.ledger import installed_versions
 from dpmepf.shared.feature_map_description import FeatureMapError
 
 LARGEST_CLASSES = 2**25
@@ -176,29 +177,34 @@ CONTENT: list[Malformation] = [
     (texts("classes", '["a", "b", "../.ssh/config"]', "path_as_class"), errors.ClassNamesError, "ssh"),
     (texts("classes", r'["a", "b", "\u001b]0;owned\u0007"]', "control_in_a_class"), errors.ClassNamesError, "owned"),
     (texts("classes", r'["a", "b", "\ud800"]', "surrogate_in_a_class"), errors.TextError, "classes: its JSON has"),
-    (texts("classes", "[]", "no_class"), errors.ClassNamesError, "number of classes"),
+    (texts("classes", "[]", "no_class"), errors.TextError, "classes: expected a JSON list"),
     (texts("classes", '["a", "b"]', "a_class_too_few"), errors.ShapeError, "noisy_sums: 3 rows for 2 classes"),
     (texts("classes", "[1, 2, 3]", "numbers_as_classes"), errors.TextError, "classes: expected a JSON list of names"),
     (texts("classes", "{}", "object_as_classes"), errors.TextError, "classes: expected a JSON list of names"),
     (texts("classes", b'["a", "b", "\xff"]', "text_that_is_not_utf8"), errors.TextError, "classes.*UTF-8"),
-    (other_padding, errors.TextError, "classes: not valid JSON"),
+    (other_padding, errors.TextError, "classes: expected a JSON list"),
     # Millions of little objects in a text of the largest size that is read.
     (
         texts("classes", "[" + "{}," * (LARGEST_CLASSES // 3 - 2) + "{}]", "millions_of_objects"),
         errors.TextError,
-        "commas",
+        "expected a JSON list of names",
     ),
     (
         texts("classes", "[" + "[]," * (LARGEST_CLASSES // 3 - 2) + "[]]", "millions_of_lists"),
         errors.TextError,
-        "commas",
+        "expected a JSON list of names",
     ),
     (
         texts("classes", "[" + '"a",' * (LARGEST_CLASSES // 4 - 2) + '"a"]', "millions_of_classes"),
         errors.TextError,
-        "commas",
+        "expected a JSON list of names",
     ),
-    (texts("classes", json.dumps(["a"] * 400_000), "too_many_classes"), errors.ClassNamesError, "number of classes"),
+    (texts("classes", json.dumps(["a"] * 400_000), "too_many_classes"), errors.TextError, "more than 100000 names"),
+    (
+        texts("classes", "[" + ", ".join(["[" * 40 + "]" * 40] * 399_000) + "]", "lists_in_lists"),
+        errors.TextError,
+        "expected a JSON list of names",
+    ),
     (texts("classes", json.dumps(["é" * 2**24]), "class_of_megabytes"), errors.OversizeError, "classes"),
     (texts("classes", json.dumps(["x" * (2**25 - 10)]), "class_of_32_mebibytes"), errors.ClassNamesError, "'xxx"),
     (texts("feature_map", "[" * 60_000, "nested_without_end"), errors.TextError, "feature_map.*nested too deeply"),
@@ -255,7 +261,7 @@ CONTENT: list[Malformation] = [
         errors.TextError,
         "feature_map: its JSON",
     ),
-    (respelled("classes", "space_between_classes", ", ", " , "), errors.TextError, "classes: its JSON has spaces"),
+    (respelled("classes", "space_between_classes", ", ", " , "), errors.TextError, "classes: expected a JSON list"),
     (nulls_after_the_text, errors.TextError, "classes: nulls follow"),
     (keys_in_another_order, errors.TextError, "ledger: its JSON"),
     (ledger_in_one_line, errors.TextError, "ledger: its JSON"),
@@ -267,8 +273,21 @@ CONTENT: list[Malformation] = [
     ),
     (feature_map("layers_beyond_ascii", layers=["stage1", "\u4e00" * 20]), FeatureMapError, "layers is"),
     (feature_map("layer_of_a_long_name", layers=["stage1", "x" * 65]), FeatureMapError, "layers is"),
-    (ledger("library_that_is_none_of_ours", library_versions={"notes": "1.0"}), errors.LedgerError, "library_versions"),
-    (ledger("version_that_is_a_message", library_versions={"torch": "of Ann"}), errors.LedgerError, "library_versions"),
+    (
+        ledger("library_that_is_none_of_ours", library_versions={**installed_versions(), "notes": "1.0"}),
+        errors.LedgerError,
+        "library_versions",
+    ),
+    (
+        ledger("version_that_is_a_message", library_versions={**installed_versions(), "torch": "of Ann"}),
+        errors.LedgerError,
+        "library_versions",
+    ),
+    (
+        ledger("versions_in_another_order", library_versions=dict(reversed(installed_versions().items()))),
+        errors.LedgerError,
+        "library_versions",
+    ),
     (ledger("schema_in_another_order", inferred_schema=["channels", "classes"]), errors.LedgerError, "inferred_schema"),
     (values_no_sum_can_have, errors.OutOfRangeError, "noisy_counts: a value lies outside"),
     (row_far_larger_than_declared, errors.CompressionBombError, "noisy_sums: 1048.* stored for 1536 declared"),

@@ -16,8 +16,9 @@ from mutants import MUTANTS, Mutant
 import dpmepf.shared
 
 ROOT = Path(__file__).resolve().parents[2]
-MUTATED = ("artifacts", "embed")
-UNCHANGED = Path(dpmepf.shared.__file__).parent
+MUTATED = ("artifacts", "embed", "shared")
+WEIGHTS = "weights"
+UNCHANGED = Path(dpmepf.shared.__file__).parent / WEIGHTS
 TESTS_FAILED = 1  # pytest's exit status; 2 to 5 say that tests could not be run, which kills nothing
 SECONDS = 300
 
@@ -26,8 +27,8 @@ def core_copied_to(folder: Path) -> Path:
     """A folder for PYTHONPATH, in which `dpmepf` is a copy of the packages that mutants change."""
     package = folder / "dpmepf"
     for name in MUTATED:
-        shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "shared").symlink_to(UNCHANGED, target_is_directory=True)
+        shutil.copytree(ROOT / name, package / name, ignore=shutil.ignore_patterns("__pycache__", WEIGHTS))
+    (package / "shared" / WEIGHTS).symlink_to(UNCHANGED, target_is_directory=True)
     return folder
 
 
@@ -52,6 +53,7 @@ def run_tests(tests: Sequence[str], folder: Path) -> subprocess.CompletedProcess
 
 def killed(mutant: Mutant, folder: Path) -> subprocess.CompletedProcess[str]:
     file = core_copied_to(folder) / "dpmepf" / mutant.file
+    assert file.resolve().is_relative_to(folder.resolve()), "a mutant must not be written into the package itself"
     file.write_text(file.read_text("utf-8").replace(mutant.old, mutant.new), "utf-8")
     finished = run_tests(mutant.killers, folder)
     shutil.rmtree(folder)

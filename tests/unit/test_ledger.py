@@ -13,7 +13,7 @@ from artifact_examples import example_ledger
 from opacus.accountants import RDPAccountant
 
 from dpmepf.artifacts.errors import LedgerError, TextError, UnsupportedVersionError
-from dpmepf.artifacts.ledger import Ledger, plan_release
+from dpmepf.artifacts.ledger import Ledger, installed_versions, plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import lattice_exponent, sensitivity_squared
 from dpmepf.artifacts.strict_json import parse_json
@@ -102,9 +102,10 @@ def test_a_dimension_without_a_lattice_is_refused(dimension: int) -> None:
         {"inferred_schema": ("labels",)},
         {"inferred_schema": ("classes", "classes")},
         {"release_id": "1"},
-        {"library_versions": {"torch": "2\n3"}},
-        {"library_versions": {"torch": "2.1 (patched)"}},
-        {"library_versions": {"pandas": "2.1"}},
+        {"library_versions": installed_versions() | {"torch": "2\n3"}},
+        {"library_versions": installed_versions() | {"torch": "2.1 (patched)"}},
+        {"library_versions": installed_versions() | {"pandas": "2.1"}},
+        {"library_versions": dict(reversed(installed_versions().items()))},
         {"inferred_schema": ("channels", "classes")},
         {"mechanism": "gaussian"},
     ],

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -21,7 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dpmepf.artifacts.errors import OversizeError
+from dpmepf.artifacts import hdf5_inspection
+from dpmepf.artifacts.errors import CorruptArtifactError, OversizeError
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent
@@ -604,3 +606,26 @@ def pack(file: Path, images: list[tuple[str, np.ndarray]]) -> None:
     else:
         table = pyarrow.table({"image": [{"bytes": content, "path": None} for content in encoded.values()]})
         pyarrow.parquet.write_table(table, file)
+
+
+def test_names_that_no_artifact_holds_are_refused_before_any_image_is_read(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(hdf5_inspection.LARGEST_TEXTS, "classes", 9)
+    feature_map = StandInFeatures()
+    with pytest.raises(OversizeError, match="classes: 10 bytes"):
+        embed_images(source, schema=infer_schema(source), feature_map=feature_map, settings=settings())
+    assert not feature_map.batches
+
+
+def test_a_library_that_could_not_read_the_artifact_is_found_before_any_image_is_read(
+    source: ImageSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: h5py.File) -> None:
+        raise CorruptArtifactError("written otherwise than it is read")
+
+    monkeypatch.setattr(hdf5_inspection, "check_storage", refuse)
+    feature_map = StandInFeatures()
+    with pytest.raises(CorruptArtifactError, match="otherwise"):
+        embed_images(source, schema=infer_schema(source), feature_map=feature_map, settings=settings())
+    assert not feature_map.batches
