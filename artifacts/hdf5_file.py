@@ -152,7 +152,6 @@ def read_verified_artifact(path: Path) -> Artifact:
 
 def _read(file: h5py.File) -> Artifact:
     ledger = _parse_ledger(_read_text(file, "ledger"))  # first: it holds the version
-    inspection.check_members(file)
     feature_map = _parse_feature_map(_read_text(file, "feature_map"))
     classes = _parse_classes(_read_text(file, "classes"))
     counts = inspection.open_counts(file)

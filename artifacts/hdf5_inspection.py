@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-from h5py import h5a, h5d, h5g, h5l, h5o, h5s, h5t, h5z
+from h5py import h5d, h5s, h5t, h5z
 
 from dpmepf.artifacts import errors
 from dpmepf.artifacts.artifact import LARGEST_SIZE
+from dpmepf.artifacts.hdf5_headers import MEMBERS
 from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, LARGEST_DIMENSION
 from dpmepf.shared.errors import DpmepfError
 
 LARGEST_TEXTS = {"ledger": 2**16, "feature_map": 2**16, "classes": 2**25}
 """Bytes of each text; 100,000 class names of 200 bytes fit."""
-MEMBERS = ("ledger", "feature_map", "classes", "noisy_sums", "noisy_counts")
 LARGEST_COMPRESSION = 64
 """Declared over stored bytes. Noise of sigma >= 16 stored steps has over 6 bits of entropy in 64: at most 11."""
 _FREE_COMPRESSION_BYTES = 2**20
@@ -77,34 +77,9 @@ def check_superblock(path: Path) -> None:
         )
 
 
-def check_members(file: h5py.File) -> None:
-    """Every link of the root group is one of `MEMBERS`, each to an object of its own, and nothing has attributes."""
-    undeclared: list[bytes] = []
-
-    def first_undeclared(name: bytes) -> bool | None:
-        if name not in {member.encode() for member in MEMBERS}:
-            undeclared.append(name)
-            return True  # stops: a file may hold millions
-        return None
-
-    file.id.links.iterate(first_undeclared)
-    if undeclared:
-        name = undeclared[0]
-        _refuse_unusual_link(file, name)
-        kind = {h5o.TYPE_GROUP: "group", h5o.TYPE_DATASET: "data set"}.get(h5o.get_info(file.id, name).type, "object")
-        raise errors.UndeclaredObjectError(f"{_shown(name)}: an artifact has no such {kind}")
-    _refuse_attributes(file.id, "the root group")
-    addresses: dict[int, str] = {}
-    for member in MEMBERS:
-        address = _open(file, member).addr
-        if address in addresses:
-            raise errors.SharedObjectError(f"{member}: it is the same object as {addresses[address]}")
-        addresses[address] = member
-
-
 def open_text(file: h5py.File, name: str) -> h5py.Dataset:
     """The text called `name`, known to be a scalar string of fixed, permitted length."""
-    dataset = _open_dataset(file, name)
+    dataset = h5d.open(file.id, name.encode())
     element, space = dataset.get_type(), dataset.get_space()
     if not isinstance(element, h5t.TypeStringID) or element.is_variable_str():
         raise errors.ElementTypeError(f"{name}: expected a string of fixed length")
@@ -121,7 +96,7 @@ def open_text(file: h5py.File, name: str) -> h5py.Dataset:
 def open_counts(file: h5py.File) -> h5py.Dataset:
     """The noisy counts, known to be a contiguous int64 vector of permitted length."""
     name = "noisy_counts"
-    dataset = _open_dataset(file, name)
+    dataset = h5d.open(file.id, name.encode())
     (length,) = _int64_shape(dataset, name, rank=1)
     if not 1 <= length <= LARGEST_CLASS_COUNT:
         raise errors.OversizeError(f"{name}: {length} classes; allowed are 1 to {LARGEST_CLASS_COUNT}")
@@ -132,7 +107,7 @@ def open_counts(file: h5py.File) -> h5py.Dataset:
 def open_sums(file: h5py.File) -> h5py.Dataset:
     """The noisy sums, known to be int64 of permitted shape, in one present chunk of plausible size for each row."""
     name = "noisy_sums"
-    dataset = _open_dataset(file, name)
+    dataset = h5d.open(file.id, name.encode())
     rows, columns = _int64_shape(dataset, name, rank=2)
     if not (1 <= rows <= LARGEST_CLASS_COUNT and 1 <= columns <= LARGEST_DIMENSION and rows * columns <= LARGEST_SIZE):
         raise errors.OversizeError(
@@ -185,49 +160,6 @@ def check_storage(file: h5py.File) -> None:
     size, stored = file.id.get_filesize(), sum(length for _, length in places)
     if size > stored + _METADATA_BYTES + _METADATA_BYTES_OF_A_ROW * len(file["noisy_sums"]):
         raise errors.HiddenBytesError(f"{size - stored} bytes of the file belong to none of its data sets")
-
-
-def _open_dataset(file: h5py.File, name: str) -> Any:
-    """Open a data set of ours by its low-level identifier; its values, if any, lie in this file, without attributes."""
-    _open(file, name)
-    dataset = h5d.open(file.id, name.encode())
-    _refuse_attributes(dataset, name)
-    plist = dataset.get_create_plist()
-    if plist.get_external_count():
-        raise errors.ExternalStorageError(f"{name}: its values are declared to lie in another file")
-    if plist.get_layout() == h5d.VIRTUAL:
-        raise errors.VirtualDatasetError(f"{name}: it is a virtual data set, assembled from other files")
-    if dataset.get_type().committed():
-        raise errors.ElementTypeError(f"{name}: its type is a named object of the file")
-    return dataset
-
-
-def _open(file: h5py.File, name: str) -> Any:
-    """Information on the object called `name`, after checking that the link to it is an ordinary one to a data set."""
-    if not file.id.links.exists(name.encode()):
-        raise errors.MissingObjectError(f"{name}: there is no such data set; this HDF5 file is not a dpmepf artifact")
-    _refuse_unusual_link(file, name.encode())
-    found = h5o.get_info(file.id, name.encode())
-    if found.type != h5o.TYPE_DATASET:
-        raise errors.UndeclaredObjectError(f"{name}: expected a data set, found a group or a named type")
-    return found
-
-
-def _refuse_unusual_link(file: h5py.File, name: bytes) -> None:
-    kind = file.id.links.get_info(name).type
-    if kind == h5l.TYPE_SOFT:
-        raise errors.SoftLinkError(f"{_shown(name)}: a soft link")
-    if kind == h5l.TYPE_EXTERNAL:
-        raise errors.ExternalLinkError(f"{_shown(name)}: a link into another file")
-    if kind != h5l.TYPE_HARD:
-        raise errors.UnknownLinkError(f"{_shown(name)}: a link of an unknown kind")
-
-
-def _refuse_attributes(identifier: h5d.DatasetID | h5g.GroupID, name: str) -> None:
-    if h5a.get_num_attrs(identifier):
-        first: list[Any] = []
-        h5a.iterate(identifier, lambda attribute: first.append(attribute) or True)  # type: ignore[func-returns-value]
-        raise errors.UndeclaredAttributeError(f"{name}: the attribute {_shown(first[0])}; an artifact has none")
 
 
 def _int64_shape(dataset: Any, name: str, *, rank: int) -> tuple[int, ...]:

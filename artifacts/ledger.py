@@ -107,10 +107,10 @@ class Ledger:
         valid_id = isinstance(self.release_id, str) and _UUID.fullmatch(self.release_id) is not None
         _require(valid_id, "release_id", self.release_id, "a UUID")
         versions = self.library_versions
-        known = isinstance(versions, Mapping) and tuple(versions) == LIBRARIES
+        known = isinstance(versions, Mapping) and set(versions) == set(LIBRARIES)
         known = known and all(isinstance(one, str) and _VERSION.fullmatch(one) for one in versions.values())
-        _require(known, "library_versions", versions, f"versions of {', '.join(LIBRARIES)}, in this order")
-        object.__setattr__(self, "library_versions", dict(versions))
+        _require(known, "library_versions", versions, f"versions of {', '.join(LIBRARIES)}")
+        object.__setattr__(self, "library_versions", {library: versions[library] for library in LIBRARIES})
 
     @property
     def releases(self) -> tuple[Ledger, ...]:

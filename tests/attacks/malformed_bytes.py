@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
-from malformed_structure import external_link, external_link_that_nobody_needs, put_sums
+from malformed_structure import external_link_that_nobody_needs, put_sums
 from metadata_blocks import checksummed_blocks, reseal, set_end_of_file
 
 from dpmepf.artifacts import errors
@@ -87,16 +88,22 @@ def _renamed(path: Path, old: bytes, new: bytes) -> None:
 
 
 def path_as_a_name(path: Path) -> None:
-    """A name that leads through a link to another file, for whoever asks the library what it names."""
+    """For whoever asks the library what it names, it could lead through a link to another file."""
     with h5py.File(path, "r+", libver=FORMAT) as file:
-        external_link(file)
         file["classes_x"] = file["noisy_counts"]
     _renamed(path, b"classes_x", b"classes/x")
 
 
+def name_that_goes_on_after_its_end(path: Path) -> None:
+    """The library reads it as `classes`, of which there is another."""
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        file["classes_x"] = file["noisy_counts"]
+    _renamed(path, b"classes_x", b"classes\0x")
+
+
 def one_name_twice(path: Path) -> None:
     with h5py.File(path, "r+", libver=FORMAT) as file:
-        file["classez"] = file["noisy_counts"]
+        file["classez"] = [1]
     _renamed(path, b"classez", b"classes")
 
 
@@ -128,21 +135,62 @@ def rows_in_a_tree_of_an_earlier_format(path: Path) -> None:
 
 
 def header_without_end(path: Path) -> None:
-    """The counts' header goes on where it begins."""
+    """The root group's header goes on where it begins."""
+    long = b"x" * 40
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        file[long] = file["noisy_counts"]
+
+    def change(content: bytearray) -> None:
+        link = content.index(long) - 7  # of four bytes: type, length in two, flags; then version, flags, length
+        assert content[link] == 6
+        begin, end = next(block for block in checksummed_blocks(bytes(content)) if block[0] <= link < block[1])
+        first = begin + (4 if content[begin : begin + 4] == b"OCHK" else 6 + (1 << (content[begin + 5] & 3)))
+        where = (first - 4).to_bytes(8, "little") + (end - first + 8).to_bytes(8, "little")
+        rest = content[link + 1] - 20
+        content[link : link + 24] = bytes([16, 16, 0, 0]) + where + bytes([0, rest, 0, 0])
+
+    _edit(path, change)
+
+
+def _message_of_the_counts(path: Path, kind: int, change: Callable[[bytearray, int], None]) -> None:
+    """Change the message of this type in the counts' header, given where it begins."""
     with h5py.File(path) as file:
         start = h5py.h5o.get_info(file.id, b"noisy_counts").addr
 
-    def change(content: bytearray) -> None:
-        end = next(end for begin, end in checksummed_blocks(bytes(content)) if begin == start)
-        padding = content.index(bytes(100), start) - 2  # a message of zeros: type, length in two bytes, flags
-        assert content[padding] == 0 and padding < end
-        length = int.from_bytes(content[padding + 1 : padding + 3], "little")
-        rest = bytes([0, *(length - 20).to_bytes(2, "little"), 0])
-        first = start + 6 + (1 << (content[start + 5] & 3))  # where its messages begin
-        where = (first - 4).to_bytes(8, "little") + (end - first + 8).to_bytes(8, "little")
-        content[padding : padding + 24] = bytes([16, 16, 0, 0]) + where + rest
+    def edit(content: bytearray) -> None:
+        place = start + 6 + (1 << (content[start + 5] & 3))
+        while content[place] != kind:
+            place += 4 + int.from_bytes(content[place + 1 : place + 3], "little")
+        change(content, place)
 
-    _edit(path, change)
+    _edit(path, edit)
+
+
+def shape_by_reference(path: Path) -> None:
+    """The library would look for it in another header, which may refer to itself."""
+
+    def refer(content: bytearray, place: int) -> None:
+        content[place + 3] |= 2
+
+    _message_of_the_counts(path, 1, refer)
+
+
+def comment_in_a_header(path: Path) -> None:
+    def remark(content: bytearray, place: int) -> None:
+        content[place] = 13
+        content[place + 4 : place + 12] = b"patient\0"
+
+    _message_of_the_counts(path, 0, remark)
+
+
+def type_of_a_thousand_bytes(path: Path) -> None:
+    """As one of types in types would have."""
+    with h5py.File(path, "r+", libver=FORMAT) as file:
+        deep: Any = h5py.h5t.STD_I64LE
+        for _ in range(300):
+            deep = h5py.h5t.vlen_create(deep)
+        del file["noisy_counts"]
+        h5py.h5d.create(file.id, b"noisy_counts", deep, h5py.h5s.create_simple((3,)))
 
 
 def row_of_a_gigabyte(path: Path) -> None:
@@ -245,12 +293,16 @@ def _chunk_entry_size(content: bytearray) -> int:
 BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
     (link_of_an_unknown_kind, errors.UnknownLinkError, "'more': a link of an unknown kind"),
     (rows_that_share_their_bytes, errors.StorageLayoutError, "two of its values overlap"),
-    (path_as_a_name, errors.UndeclaredObjectError, "'classes/x': a path as a name"),
-    (one_name_twice, errors.SharedObjectError, "'classes': two links have this name"),
-    (list_of_a_trillion_rows, errors.StorageLayoutError, "rows are not found by a list"),
-    (rows_in_a_tree, errors.StorageLayoutError, "rows are not found by a list"),
+    (path_as_a_name, errors.UndeclaredObjectError, "'classes/x': an artifact has no such object"),
+    (name_that_goes_on_after_its_end, errors.UndeclaredObjectError, r"'classes\\x00x': an artifact has no such"),
+    (one_name_twice, errors.SharedObjectError, "classes: two links have this name"),
+    (list_of_a_trillion_rows, errors.StorageLayoutError, "noisy_sums: its values are not found by a list"),
+    (rows_in_a_tree, errors.StorageLayoutError, "noisy_sums: its values are not found by a list"),
     (rows_in_a_tree_of_an_earlier_format, errors.StorageLayoutError, "header is of another version"),
     (header_without_end, errors.CorruptArtifactError, "header does not end"),
+    (shape_by_reference, errors.StorageLayoutError, r"noisy_counts: its header holds .* \(1\)"),
+    (comment_in_a_header, errors.StorageLayoutError, r"noisy_counts: its header holds .* \(13\)"),
+    (type_of_a_thousand_bytes, errors.StorageLayoutError, r"noisy_counts: its header holds .* \(3\)"),
     (freed_row, errors.StorageLayoutError, "two of its values overlap"),
     (counts_inside_a_row, errors.StorageLayoutError, "two of its values overlap"),
     (row_of_a_gigabyte, errors.CompressionBombError, "noisy_sums.*stored for 1536 declared"),
@@ -263,7 +315,7 @@ BYTES: list[tuple[Callable[[Path], None], type[DpmepfError], str]] = [
     (marked_as_being_written, errors.NotAnArtifactError, "marked as open in another program"),
     (earlier_superblock, errors.NotAnArtifactError, "superblock"),
     (later_superblock, errors.NotAnArtifactError, "superblock"),
-    (foreign_file, errors.MissingObjectError, "ledger.*not a dpmepf artifact"),
+    (foreign_file, errors.MissingObjectError, "ledger.*no dpmepf artifact"),
     (empty_file, errors.NotAnArtifactError, "not an HDF5 file"),
     (folder, errors.ArtifactMissingError, "is not a file"),
     (named_pipe, errors.ArtifactMissingError, "is not a file"),

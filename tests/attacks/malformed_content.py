@@ -285,8 +285,8 @@ CONTENT: list[Malformation] = [
     ),
     (
         ledger("versions_in_another_order", library_versions=dict(reversed(installed_versions().items()))),
-        errors.LedgerError,
-        "library_versions",
+        errors.TextError,
+        "ledger: its JSON",
     ),
     (ledger("schema_in_another_order", inferred_schema=["channels", "classes"]), errors.LedgerError, "inferred_schema"),
     (values_no_sum_can_have, errors.OutOfRangeError, "noisy_counts: a value lies outside"),
