@@ -8,7 +8,8 @@
     ledger          Ledger, plan_release, installed_versions
     merged_ledger   MergedLedger, merge_ledgers, read_ledger
     artifact        Artifact
-    hdf5_file       read_artifact, read_verified_artifact, write_artifact
+    hdf5_file       read_artifact, read_verified_artifact, write_artifact, rehearse
+    hdf5_headers    check_headers
     atomic_file     check_writable_target, write_atomically
     claims          check_claims
     merging         merge_artifacts

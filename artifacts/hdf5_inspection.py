@@ -1,7 +1,8 @@
 """Trusted core: looking at a possibly hostile HDF5 file without reading its values.
 
 Each check compares with the one thing an artifact has in that place (hdf5_file.py) and raises the type of its own
-malformation. Names out of the file are shown escaped and cut. After keras `saving_lib.py`, safe_get_h5_dataset.
+malformation. Links, attributes and where values lie were looked at before (hdf5_headers.py). Names out of the file are
+shown escaped and cut. After keras `saving_lib.py`, safe_get_h5_dataset.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, LARGEST_DIMENSION
 from dpmepf.shared.errors import DpmepfError
 
 LARGEST_TEXTS = {"ledger": 2**16, "feature_map": 2**16, "classes": 2**25}
-"""Bytes of each text; 100,000 class names of 200 bytes fit."""
+"""Bytes of each text; 100,000 class names of 200 bytes fit, if they are not of quotation marks, which take two."""
 LARGEST_COMPRESSION = 64
 """Declared over stored bytes. Noise of sigma >= 16 stored steps has over 6 bits of entropy in 64: at most 11."""
 _FREE_COMPRESSION_BYTES = 2**20
