@@ -128,7 +128,7 @@ def read_artifact(path: Path) -> Artifact:
     """
     path = Path(path)
     inspection.check_superblock(path)
-    with path.open("rb") as content:
+    with inspection.hdf5_failures(), path.open("rb") as content:
         check_headers(content)
     with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
         return _read(file)

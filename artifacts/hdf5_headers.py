@@ -110,7 +110,7 @@ def _check_layout(file: BinaryIO, layout: bytes, name: str) -> None:
             signature, _, rows = struct.unpack("<4s4sQ", _read(file, address, 16))
             if signature == b"FAHD" and rows <= LARGEST_CLASS_COUNT:
                 return
-    raise errors.StorageLayoutError(f"{name}: its values are not found by a list of at most as many as can be")
+    raise errors.StorageLayoutError(f"{name}: its values are not found by a list of at most {LARGEST_CLASS_COUNT} rows")
 
 
 def _sorted_messages(file: BinaryIO, address: int, name: str) -> list[tuple[int, int, bytes]]:
@@ -122,7 +122,7 @@ def _sorted_messages(file: BinaryIO, address: int, name: str) -> list[tuple[int,
             shown = _shown(message[8 + (message[0] == 3) :][:length].rstrip(b"\0"))
             raise errors.UndeclaredAttributeError(f"{name}: the attribute {shown}; an artifact has none")
         if kind == _ATTRIBUTE_INFO:
-            raise errors.UndeclaredAttributeError(f"{name}: it has a heap for attributes; an artifact has none")
+            raise errors.UndeclaredAttributeError(f"{name}: it has an index of attributes; an artifact has none")
     return messages
 
 

@@ -48,7 +48,7 @@ def hdf5_failures() -> Iterator[None]:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, IndexError) as error:
         raise errors.CorruptArtifactError(
-            f"the HDF5 file is damaged ({type(error).__name__}: {_shown(str(error))})"
+            f"the HDF5 file is damaged ({type(error).__name__}: {str(error)[:80]!a})"
         ) from None
 
 
@@ -181,9 +181,3 @@ def _require_contiguous(dataset: Any, name: str, size: int) -> None:
         raise errors.FilterError(f"{name}: expected no filter")
     if plist.get_layout() != h5d.CONTIGUOUS or dataset.get_storage_size() != size:
         raise errors.StorageLayoutError(f"{name}: expected {size} bytes stored in one piece")
-
-
-def _shown(name: bytes | str) -> str:
-    """A name out of the file, safe to print."""
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
-    return ascii(text[:80])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -22,6 +23,7 @@ from artifact_examples import FEATURE_MAP, example_artifact, replace_text
 from dpmepf.artifacts import atomic_file
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.errors import (
+    ArtifactError,
     ArtifactExistsError,
     ArtifactMissingError,
     ArtifactWriteError,
@@ -33,6 +35,7 @@ from dpmepf.artifacts.errors import (
     TextError,
 )
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
+from dpmepf.artifacts.hdf5_inspection import check_storage
 
 
 @pytest.fixture(params=["nameless", "temporary name"])
@@ -295,3 +298,9 @@ def test_more_numbers_than_the_limit_are_refused() -> None:
     huge = np.broadcast_to(np.int64(0), (3, 2**22 + 1))
     with pytest.raises(OversizeError, match="limit"):
         dataclasses.replace(artifact, noisy_sums=huge)
+
+
+def test_an_hdf5_that_cannot_say_where_rows_lie_is_named() -> None:
+    file: Any = {"noisy_sums": SimpleNamespace(id=object())}
+    with pytest.raises(ArtifactError, match=r"HDF5 \d.*install h5py"):
+        check_storage(file)
