@@ -50,6 +50,11 @@ from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
+FEATURES_HELP = (
+    "default, averages at few positions, whitened (as per-layer where the weights come without whitening); per-layer, "
+    "each layer normalised by itself; two-moments, with the squares; joint, all layers normalised as one; dp-mepf, as "
+    "in the DP-MEPF paper, whose encoder is vgg19"
+)
 
 
 @click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -159,7 +164,13 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     metavar="FILE",
     help="Weights of the encoder (.safetensors or .pth) instead of the packaged or cached ones.",
 )
-@click.option("--features", "preset", type=click.Choice(list(PRESETS)), default=DEFAULT, help="Feature map preset.")
+@click.option(
+    "--features",
+    "preset",
+    type=click.Choice(list(PRESETS)),
+    default=DEFAULT,
+    help=f"What is taken of the encoder's activations: {FEATURES_HELP}.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
 )
@@ -273,14 +284,16 @@ def main(
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
         signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
-    # The encoder is checked before the data: with a stand-in size until the schema is known.
+    # The encoder is checked before the data: until the schema is known, with the size that suits most encoders.
     description = describe_feature_map(
         preset=preset,
         encoder=encoder,
-        resolution=resolution or ASSUMED_RESOLUTION,
+        resolution=resolution or (ASSUMED_RESOLUTION if dry_run else max(SUPPORTED_RESOLUTIONS)),
         channels=channels or ASSUMED_CHANNELS,
         weights_file=encoder_weights,
     )
+    if preset == "dp-mepf" and encoder != "vgg19":
+        note("--features dp-mepf is the paper's feature map with --encoder vgg19 only: here it is of another encoder.")
     if dry_run and records is not None:
         if data is None and declared is None:
             raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
@@ -349,7 +362,7 @@ def main(
             show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
         if skip_unreadable:  # the same words whether there were any: that is private
             warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
-        show_release(artifact, output, as_json)
+        show_release(artifact, output, as_json, weights=encoder_weights)
 
 
 def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:

@@ -111,8 +111,10 @@ def show_dry_run(
         click.echo(json.dumps({"dry_run": True, **_parameters(ledger), "noise_to_signal": ratio}))
 
 
-def show_release(artifact: Artifact, output: Path, as_json: bool) -> None:
+def show_release(artifact: Artifact, output: Path, as_json: bool, *, weights: Path | None = None) -> None:
+    """What was spent, and what comes next: where the encoder's weights are a file of the user's, with that file."""
     (ledger,) = artifact.ledger.releases
+    carried = "" if weights is None else f" --encoder-weights {weights}"
     console.print(
         Panel(
             Text(
@@ -121,7 +123,7 @@ def show_release(artifact: Artifact, output: Path, as_json: bool) -> None:
                 f"{ledger.coordinates:,} noisy numbers\n"
                 f"artifact    {output}\n"
                 f"next        dpmepf-audit {output}\n"
-                f"            dpmepf-synth {output}"
+                f"            dpmepf-synth {output}{carried}"
             ),
             title="Released once",
             title_align="left",

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dpmepf.shared.encoders import BUILTIN, BuiltinEncoder
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 
 CANNOT_TAKE = (RuntimeError, AssertionError)  # what encoders raise at images that are too small for them
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
@@ -67,7 +68,8 @@ def with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, r
 
 
 def too_small(encoder: str, resolution: int) -> str:
-    advice = "choose a larger --resolution or another --encoder"
+    larger = "a larger --resolution or " if resolution < max(SUPPORTED_RESOLUTIONS) else ""
+    advice = f"choose {larger}another --encoder"
     return f"the encoder {encoder} cannot take {resolution}-pixel images: {advice}"
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urlparse
@@ -29,6 +32,7 @@ HEAD_WIDTH = 512
 WHITENING = "whitening."  # names of its weights begin so
 PIXEL_MEAN = (0.480, 0.448, 0.397)  # of the public training images, 0..1, per colour channel
 PIXEL_STD = (0.277, 0.269, 0.282)
+PATIENCE = 30.0  # seconds for a server to answer: some firewalls let requests vanish
 
 
 class EncoderWeightsError(DpmepfError):
@@ -91,33 +95,40 @@ def encoder_names() -> tuple[str, ...]:
     return (BUILTIN, *(name for name in models.list_models(module=models) if not name.startswith("quantized")))
 
 
-def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module, str]:
+def load_encoder(
+    name: str, weights_file: Path | None = None, *, required_sha256: str | None = None
+) -> tuple[nn.Module, str]:
     """Load a frozen encoder in evaluation mode, and the SHA-256 of the file its weights came from.
 
     Args:
         name: one of `encoder_names()`.
         weights_file: a state dict as .safetensors or .pth; by default the packaged file for `builtin`, else
             torchvision's default weights from its cache or by download.
+        required_sha256: what the SHA-256 has to be, if given: looked at before a file is downloaded or read.
     Raises:
         UsageError: the name is unknown.
-        EncoderWeightsError: the weights are missing, cannot be read, or do not fit the encoder.
+        EncoderWeightsError: the weights are missing, are others, cannot be read, or do not fit the encoder.
     """
     if name != BUILTIN and name not in encoder_names():
         raise UsageError(
             f"unknown encoder {name!r}: choose {BUILTIN} or a torchvision classifier such as vgg19 or resnet18"
         )
-    file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name))
+    file = weights_file or (BUILTIN_WEIGHTS if name == BUILTIN else _torchvision_weights_file(name, required_sha256))
     if not file.is_file():
         raise EncoderWeightsError(f"there is no weights file {file}: give an existing file with --encoder-weights")
-    encoder = BuiltinEncoder() if name == BUILTIN else _torchvision_model(name)
+    sha256 = file_sha256(file)
+    if required_sha256 not in (None, sha256):
+        raise EncoderWeightsError(
+            f"the weights of {name} at hand have the SHA-256 {sha256[:12]}…, but the artifact was made with "
+            f"{required_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
+        )
     try:
         state = (
             load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
-        if isinstance(encoder, BuiltinEncoder) and is_whitened(state):
-            encoder.whitening = whitening_of_layers()
+        encoder = _builtin_for(state) if name == BUILTIN else _torchvision_model(name)
         encoder.load_state_dict(with_batch_counters(encoder, state))
     except (
         SafetensorError,
@@ -126,6 +137,7 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
         EOFError,
         TypeError,
         AttributeError,
+        KeyError,
         ValueError,
     ) as error:
         raise EncoderWeightsError(
@@ -133,13 +145,21 @@ def load_encoder(name: str, weights_file: Path | None = None) -> tuple[nn.Module
         ) from error
     if not is_finite(state):
         raise EncoderWeightsError(f"{file} holds weights that are not finite numbers: give undamaged ones")
-    return encoder.float().eval().requires_grad_(False), file_sha256(file)
+    return encoder.float().eval().requires_grad_(False), sha256
 
 
 def file_sha256(file: Path) -> str:
     """SHA-256 of a file, as `sha256sum` prints it."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _builtin_for(state: Mapping[str, Tensor]) -> BuiltinEncoder:
+    """A built-in encoder with as many classes, and whitening or none, as its weights have."""
+    encoder = BuiltinEncoder(len(state["classifier.bias"]))
+    if is_whitened(state):
+        encoder.whitening = whitening_of_layers()
+    return encoder
 
 
 def is_whitened(state: Mapping[str, Tensor]) -> bool:
@@ -170,18 +190,39 @@ def _torchvision_model(name: str) -> nn.Module:
     return model
 
 
-def _torchvision_weights_file(name: str) -> Path:
-    """The cached file of torchvision's default weights, downloaded when it is not there yet."""
+def _torchvision_weights_file(name: str, required_sha256: str | None) -> Path:
+    """The cached file of torchvision's default weights, downloaded when it is not there yet and may be the right one.
+
+    Its name ends in the first digits of its SHA-256.
+    """
     url = _torchvision_models().get_model_weights(name)["DEFAULT"].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if file.is_file():
         return file
+    digits = file.stem.rpartition("-")[2]
+    if required_sha256 is not None and not required_sha256.startswith(digits):
+        raise EncoderWeightsError(
+            f"the artifact was made with weights of {name} of the SHA-256 {required_sha256[:12]}…, which are not "
+            f"torchvision's ({digits}…): ask its maker for that file, then give it by --encoder-weights"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
-    except (OSError, RuntimeError) as error:
+        with _patience():
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=digits, progress=True)
+    except (OSError, HTTPException, RuntimeError) as error:
         raise EncoderWeightsError(
             f"the weights of {name} are neither cached as {file} nor downloadable here: fetch {url} on a machine with "
             f"a network and carry it over, then use --encoder-weights {file.name}"
         ) from error
     return file
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Connections opened meanwhile give up when they hear nothing for `PATIENCE` seconds."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -29,7 +29,7 @@ from dpmepf.shared.activations import (
     traced,
     with_positions,
 )
-from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, EncoderWeightsError, load_encoder
+from dpmepf.shared.encoders import BUILTIN, PIXEL_MEAN, PIXEL_STD, BuiltinEncoder, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription, FeatureMapError
 from dpmepf.shared.whitening import Whitening
@@ -149,12 +149,7 @@ def build_feature_map(
         missing; FeatureMapError when the encoder has no such layer; UsageError when it cannot take images of that size,
         or the layer is neither vectors nor images.
     """
-    encoder, sha256 = load_encoder(description.encoder, weights_file)
-    if sha256 != description.weights_sha256:
-        raise EncoderWeightsError(
-            f"the weights of {description.encoder} at hand have the SHA-256 {sha256[:12]}…, but the artifact was made "
-            f"with {description.weights_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
-        )
+    encoder, _ = load_encoder(description.encoder, weights_file, required_sha256=description.weights_sha256)
     return FeatureMap(description, encoder).to(device).to(memory_format=torch.channels_last)
 
 

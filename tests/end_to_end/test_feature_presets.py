@@ -34,11 +34,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Options for an encoder of torchvision's, with random weights in a file."""
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Options for an encoder of torchvision's that takes no image of 32 pixels, with random weights in a file."""
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "squeezenet1_1.pth"
-    torch.save(get_model("squeezenet1_1", weights=None).state_dict(), file)
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(get_model("alexnet", weights=None).state_dict(), file)
     return "--encoder-weights", str(file)
 
 
@@ -48,25 +48,28 @@ def small_encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         ("per-layer", "builtin", 32),
         ("two-moments", "builtin", 32),
         ("joint", "builtin", 32),
-        ("dp-mepf", "squeezenet1_1", 64),
+        ("dp-mepf", "alexnet", None),  # inferred: 64
     ],
 )
 def test_a_release_is_audited_and_trained_towards(
     preset: str,
     encoder: str,
-    resolution: int,
+    resolution: int | None,
     data: Path,
-    small_encoder: tuple[str, ...],
+    other_encoder: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(labelling, "IMAGES", 40)
     monkeypatch.setattr(labelling, "IMAGES_PER_STEP", 40)
     monkeypatch.setattr(training, "DENOISING_IMAGES", 40)
-    weights = () if encoder == "builtin" else small_encoder
+    weights = () if encoder == "builtin" else other_encoder
     artifact, output = tmp_path / "artifact.h5", tmp_path / "synthetic"
     chosen = ("--data", data, "--eps", 50, "--batch-size", 8, "--features", preset, "--encoder", encoder)
-    run(embed, *chosen, *weights, "--resolution", resolution, "--output", artifact)
+    size = () if resolution is None else ("--resolution", resolution)
+    printed = run(embed, *chosen, *weights, *size, "--output", artifact)
+    assert ("--encoder-weights" in printed) == bool(weights)  # what comes next needs the same file
+    assert ("--encoder vgg19 only" in " ".join(printed.split())) == (preset == "dp-mepf")
     assert read_artifact(artifact).feature_map.preset == preset
     assert "Every claim holds" in run(audit, artifact)
     few = ("--steps", STEPS, "--batch-size", 4, "--samples", SAMPLES, "--device", "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import SqueezeExcitation
 
-from dpmepf.shared.activations import ACTIVATIONS, CANNOT_TAKE, put_channels_first, traced, with_positions
-from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, EncoderWeightsError, file_sha256, load_encoder
+from dpmepf.shared.activations import ACTIVATIONS, CANNOT_TAKE, put_channels_first, too_small, traced, with_positions
+from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, PATIENCE, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import (
     PRESETS,
@@ -408,6 +409,7 @@ def test_an_encoder_too_deep_for_the_image_size_is_a_usage_error(tmp_path: Path)
         )
     with pytest.raises(UsageError, match="larger --resolution"):
         describe_feature_map(preset="dp-mepf", encoder="vgg11", resolution=28, channels=1, weights_file=file)
+    assert "choose another --encoder" in too_small("vit_b_16", 128)  # there is no larger one
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04"])
@@ -419,14 +421,29 @@ def test_a_damaged_weights_file_is_one_sentence(content: bytes, suffix: str, tmp
         load_encoder("builtin", file)
 
 
+def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    for state in ({}, {"classifier.bias": torch.tensor(0.0)}, {"classifier.bias": torch.zeros(10)}):
+        torch.save(state, file)
+        with pytest.raises(EncoderWeightsError, match="does not hold weights"):
+            load_encoder("builtin", file)
+
+
 def test_weights_that_are_nowhere_say_how_to_carry_them_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = []
+
     def no_network(*arguments: object, **keywords: object) -> None:
+        patience.append(socket.getdefaulttimeout())
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(EncoderWeightsError, match="--encoder-weights vgg19"):
         load_encoder("vgg19")
+    assert patience == [PATIENCE] and socket.getdefaulttimeout() is None  # a server that says nothing is given up
+    with pytest.raises(EncoderWeightsError, match=r"the SHA-256 000000000000…, which are not torchvision's"):
+        load_encoder("vgg19", required_sha256="0" * 64)
+    assert len(patience) == 1  # what cannot be the right file is not fetched
 
 
 def test_the_packaged_weights_are_float16_and_at_most_8_mib() -> None:

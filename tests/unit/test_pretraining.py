@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from dpmepf.shared.encoders import BuiltinEncoder, is_whitened, load_encoder
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
@@ -30,6 +31,7 @@ from dpmepf.shared.pretraining import (
 )
 from dpmepf.shared.pretraining_command import main, read_weights
 
+CLASSES = 30  # and not the 200 of the packaged weights
 SETTINGS = PretrainingSettings(epochs=6, resolutions=(8, 16), batch_size=8, learning_rate=0.02)  # batches of 128: 0.15
 
 
@@ -167,7 +169,7 @@ def test_a_file_that_holds_no_weights_is_refused_in_a_sentence(tmp_path: Path) -
 
 @pytest.fixture
 def public_folder(tmp_path: Path) -> Path:
-    for index in range(200):  # 200 classes, as the built-in encoder has
+    for index in range(CLASSES):
         folder = tmp_path / "public" / f"class{index:03d}"
         folder.mkdir(parents=True)
         for number in range(2):
@@ -188,16 +190,19 @@ def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, 
         "--resolutions",
         "8,16",
         "--batch-size",
-        50,
+        15,
     ]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     reported = json.loads(result.stdout)
     encoder, sha256 = load_encoder("builtin", output)
-    assert sha256 == reported["sha256"] and reported["classes"] == 200
-    assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, 200)
+    assert sha256 == reported["sha256"] and reported["classes"] == CLASSES
+    assert encoder(torch.zeros(1, 3, 16, 16)).shape == (1, CLASSES)
     assert isinstance(encoder, BuiltinEncoder) and len(encoder.whitening) == 8
     assert not torch.equal(encoder.whitening[0].matrix, torch.eye(32))
+    described = describe_feature_map(resolution=28, channels=1, weights_file=output)
+    features = build_feature_map(described, weights_file=output)(torch.zeros(2, 1, 28, 28))
+    assert described.preset == "default" and bool(torch.isfinite(features).all())
     assert not output.with_name(output.name + ".checkpoint").exists()
     again = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert again.exit_code == 2 and "--force" in again.stderr
@@ -206,7 +211,7 @@ def test_the_command_writes_weights_that_the_encoder_loads(public_folder: Path, 
 def test_no_epochs_leave_weights_as_they_are_and_measure_their_whitening(public_folder: Path, tmp_path: Path) -> None:
     start, output = tmp_path / "start.safetensors", tmp_path / "whitened.safetensors"
     torch.manual_seed(2)
-    save_weights(BuiltinEncoder(), start)
+    save_weights(BuiltinEncoder(CLASSES), start)
     arguments = ["--data", str(public_folder), "--output", str(output), "--epochs", "0", "--resolutions", "32"]
     refused = CliRunner().invoke(main, arguments)
     assert not output.exists() and not output.with_name(output.name + ".checkpoint").exists()
