@@ -137,7 +137,7 @@ def load_encoder(
         EOFError,
         TypeError,
         AttributeError,
-        KeyError,
+        LookupError,
         ValueError,
     ) as error:
         raise EncoderWeightsError(

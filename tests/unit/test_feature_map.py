@@ -423,7 +423,7 @@ def test_a_damaged_weights_file_is_one_sentence(content: bytes, suffix: str, tmp
 
 def test_weights_of_another_network_are_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    for state in ({}, {"classifier.bias": torch.tensor(0.0)}, {"classifier.bias": torch.zeros(10)}):
+    for state in ({}, torch.zeros(3), {"classifier.bias": torch.tensor(0.0)}, {"classifier.bias": torch.zeros(10)}):
         torch.save(state, file)
         with pytest.raises(EncoderWeightsError, match="does not hold weights"):
             load_encoder("builtin", file)
