@@ -50,11 +50,6 @@ from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
-FEATURES_HELP = (
-    "default, averages at few positions, whitened (as per-layer where the weights come without whitening); per-layer, "
-    "each layer normalised by itself; two-moments, with the squares; joint, all layers normalised as one; dp-mepf, as "
-    "in the DP-MEPF paper, whose encoder is vgg19"
-)
 
 
 @click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -169,7 +164,9 @@ FEATURES_HELP = (
     "preset",
     type=click.Choice(list(PRESETS)),
     default=DEFAULT,
-    help=f"What is taken of the encoder's activations: {FEATURES_HELP}.",
+    help="Of the encoder's activations. "
+    + "; ".join(f"{name}: {of.description}" for name, of in PRESETS.items())
+    + ".",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
@@ -284,7 +281,7 @@ def main(
     if sign_key is not None and releases and not dry_run:
         check_writable_target(signature_file(output), force=force)
         signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
-    # The encoder is checked before the data: until the schema is known, with the size that suits most encoders.
+    # The encoder is checked before the data: until the schema is known at the largest size, which most can take.
     description = describe_feature_map(
         preset=preset,
         encoder=encoder,

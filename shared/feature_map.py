@@ -46,11 +46,13 @@ UNPOOLED = 512  # the most positions that a description may name
 class Preset(NamedTuple):
     """A feature map but for encoder and images; fields as in `FeatureMapDescription`, but one for all layers.
 
+    description: what is taken of the encoder's activations, for a user.
     early_pooling: of the first half of the layers; None: `pooling`.
     spatial: only activations that have positions, not those of a classifier's fully connected layers.
     """
 
     normalisation: str
+    description: str
     moments: tuple[int, ...] = (1,)
     pooling: int = POOLING
     early_pooling: int | None = None
@@ -58,12 +60,23 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    DEFAULT: Preset("whitened", pooling=WHITENED_POOLING, early_pooling=1),  # of weights without whitening: per-layer
-    "per-layer": Preset("per-layer"),
-    "two-moments": Preset("per-layer", moments=(1, 2)),
-    "joint": Preset("joint"),
+    DEFAULT: Preset(
+        "whitened",
+        "averages at few positions, whitened (as per-layer where the weights come without whitening)",
+        pooling=WHITENED_POOLING,
+        early_pooling=1,
+    ),
+    "per-layer": Preset("per-layer", "averages, each layer normalised by itself"),
+    "two-moments": Preset("per-layer", "the same, and of the squares", moments=(1, 2)),
+    "joint": Preset("joint", "averages, all layers normalised as one"),
     # Harder et al. (2023), of vgg19: all 16 of its convolutional layers, 303,104 activations of a 32-pixel image
-    "dp-mepf": Preset("joint", moments=(1, 2), pooling=UNPOOLED, spatial=True),
+    "dp-mepf": Preset(
+        "joint",
+        "as in the DP-MEPF paper, whose encoder is vgg19",
+        moments=(1, 2),
+        pooling=UNPOOLED,
+        spatial=True,
+    ),
 }
 SHORTEST = 1e-12  # a shorter vector is divided by this instead of its norm
 
