@@ -119,7 +119,7 @@ def load_encoder(
     sha256 = file_sha256(file)
     if required_sha256 not in (None, sha256):
         raise EncoderWeightsError(
-            f"the weights of {name} at hand have the SHA-256 {sha256[:12]}…, but the artifact was made with "
+            f"the weights of {name} in {file.name} have the SHA-256 {sha256[:12]}…, but the artifact was made with "
             f"{required_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
         )
     try:
