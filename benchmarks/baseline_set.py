@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.relation import NeighbouringRelation
@@ -13,6 +17,7 @@ from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.pictures import preview_images, write_preview
+from dpmepf.synthesize.public_images import ChosenImages, per_class
 from dpmepf.synthesize.sampling import NPZ_FILE, Label, draw_images, images_per_class, write_npz
 from dpmepf.synthesize.settings import SynthesisSettings
 from dpmepf.synthesize.targets import class_sizes
@@ -64,11 +69,20 @@ def draw_set(
     seed: int,
     label: Label | None = None,
     images: int | None = None,
+    choose: Callable[[Sequence[int]], list[ChosenImages]] = lambda numbers: [],
 ) -> Path:
-    """Draw `images`, by default as many as the release says that there are; return the file of the set, in `folder`."""
+    """Draw `images`, by default as many as the release says that there are; return the file of the set, in `folder`.
+
+    Args:
+        choose: called with the number of images of each class: public ones that take the place of some.
+    """
     numbers = images_per_class(class_sizes(release), samples=images)
     form = generator.configuration
     shape = (sum(numbers), form.channels, form.resolution, form.resolution)
-    write_npz(folder, draw_images(generator, numbers, seed=seed, label=label), release.classes, shape)
+    chosen = choose(numbers)
+    public = per_class(chosen, len(numbers))
+    drawn = draw_images(generator, (np.array(numbers) - public).tolist(), seed=seed, label=label)
+    taken = (part.batches(resolution=form.resolution, channels=form.channels) for part in chosen)
+    write_npz(folder, chain(drawn, *taken), release.classes, shape, public=int(public.sum()) if chosen else None)
     write_preview(folder, preview_images(generator), release.classes)
     return folder / NPZ_FILE

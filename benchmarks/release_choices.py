@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from baseline_set import draw_set, release_and_train
 from feature_choices import BATCH, CHOICES, Form
+from herding import public_choice
 from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
 from run_identity import commit_time_of, machine, version_of
@@ -50,7 +51,8 @@ TEMPLATE = Path(__file__).with_name("choices.template.md")
 PUBLIC_IMAGES = 5_000
 PRIOR_EPSILON = 1_000.0
 OWN_FILES = [
-    f"benchmarks/{name}.py" for name in ("release_choices", "feature_choices", "training_choices", "baseline_set")
+    f"benchmarks/{name}.py"
+    for name in ("release_choices", "feature_choices", "training_choices", "herding", "baseline_set")
 ]
 DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.items()} | {
     choice: training.description for choice, training in TRAININGS.items()
@@ -120,7 +122,10 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path)
     )
     corrects = discriminant.corrects and training.relabels
     label = discriminant if corrects else None
-    synthetic = draw_set(folder, release, generator, seed=settings.seed, label=label, images=options.images)
+    choose = functools.partial(public_choice, training.public, options.public, discriminant, form=form)
+    synthetic = draw_set(
+        folder, release, generator, seed=settings.seed, label=label, images=options.images, choose=choose
+    )
     minutes = (time.perf_counter() - begun) / 60
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
@@ -209,15 +214,16 @@ def table(records: Sequence[Record]) -> str:
             f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
             + f"{extractor}; code {version}.\n\n"
             + markdown([*head, "labels corrected", "runs", "in float32"], rows)
-            + _missing_of(here)
+            + _missing_of(here, ordered)
         )
     return "\n".join(text)
 
 
-def _missing_of(runs: Sequence[Record]) -> str:
-    """A sentence on the choices that a table lacks, if any: one that begins with the default compares them."""
-    missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in runs}]
-    return f"\nNot measured yet: {', '.join(missing)}.\n" if missing and "default" not in missing else ""
+def _missing_of(runs: Sequence[Record], everywhere: Sequence[Record]) -> str:
+    """A sentence on the choices that no table has, if any, below those with a default to compare them with."""
+    missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in everywhere}]
+    compares = any(run["method"] == "default" for run in runs)
+    return f"\nNot measured yet: {', '.join(missing)}.\n" if missing and compares else ""
 
 
 def _table_of(run: Record) -> tuple[str, float, float, str, int, int, str, str]:

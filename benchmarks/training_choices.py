@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from herding import HERDED
 from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
@@ -35,6 +36,8 @@ class Training:
         relabels: whether the class means may correct labels.
         callbacks: what is done between steps.
         prior: whether training begins with a generator that was trained on public images.
+        public: how public images are chosen that take the place of generated ones (`public_choice`); "": there are
+            none.
     """
 
     description: str
@@ -42,6 +45,7 @@ class Training:
     relabels: bool = True
     callbacks: Callable[[], TrainingCallbacks] = TrainingCallbacks
     prior: bool = False
+    public: str = ""
 
 
 AS_BY_DEFAULT = Training(description="")
@@ -143,6 +147,17 @@ TRAININGS = {
         description="training begins with a generator trained on a release of public images (standard preset)",
         prior=True,
     ),
+    "public": Training(
+        description="public images that look like a class take the place of up to half of its generated ones, by "
+        "margins, as `dpmepf-synth --public` chooses them",
+        public="margin",
+    ),
+    **{
+        choice: Training(
+            description=f"as many public images, chosen by kernel herding among {candidates}", public=choice
+        )
+        for choice, candidates in HERDED.items()
+    },
     "no-average": Training(
         description="weights are not averaged", changes=lambda preset, channels: {"average_decay": 0.0}
     ),

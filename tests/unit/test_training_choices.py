@@ -12,12 +12,15 @@ import release_choices
 import torch
 import training_choices
 from feature_choices import Form
+from herding import herd, public_choice
 from synthesis_stand_ins import RandomFeatureMap, Spots, release_of_squares, small_settings, squares
 from torch import Tensor
 from training_choices import TRAININGS, distance_to, signal_weights
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize import training
+from dpmepf.synthesize.labelling import MeanDiscriminant
+from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.settings import PRESETS, SynthesisSettings
 from dpmepf.synthesize.training import GeneratorTraining, TrainingCallbacks, train_generator
 
@@ -39,7 +42,13 @@ def test_a_choice_differs_from_the_default_by_one_thing(choice: str) -> None:
             differing = {"images a step"}
         if not of_choice.relabels:
             differing -= {"probe"}  # which is there for labels alone
-        done = [*differing, not of_choice.relabels, of_choice.prior, of_choice.callbacks is not TrainingCallbacks]
+        done = [
+            *differing,
+            not of_choice.relabels,
+            of_choice.prior,
+            of_choice.public,
+            of_choice.callbacks is not TrainingCallbacks,
+        ]
         assert len([one for one in done if one]) == 1
 
 
@@ -120,6 +129,67 @@ def test_a_run_with_a_prior_begins_with_a_generator_of_public_images(
         with pytest.raises(StopIteration):
             release_choices.one_run(release_choices.planned(choice, 9.0, 0, options), options, tmp_path, tmp_path)
     assert len(given) == 1
+
+
+@pytest.fixture
+def metric() -> WithinClassMetric:
+    """Of 6 features, which vary differently."""
+    learned = WithinClassMetric((Segment("a", 1, 0, 6, channels=6),), ridge=0.1, noise_variance=0.0)
+    rows = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7.0)
+    learned.learn(learned.second_moments(rows), rows.mean(dim=0, keepdim=True), 100)
+    return learned
+
+
+def test_each_image_that_is_herded_brings_the_mean_nearest(metric: WithinClassMetric) -> None:
+    random = torch.Generator().manual_seed(1)
+    features = torch.randn(40, 6, generator=random) * torch.rand(40, 1, generator=random)
+    mean = torch.tensor([[0.3, -0.1, 0.2, 0.0, 0.1, -0.2]])
+    (rows,) = herd(features, mean, metric, [10], allowed=torch.ones(1, 40, dtype=torch.bool))
+
+    def distance(of: list[int]) -> float:
+        offset = features[of].mean(dim=0, keepdim=True) - mean
+        return float((offset * metric.apply(offset)).sum())
+
+    for count in range(10):
+        before = rows[:count].tolist()
+        others = {row: distance([*before, row]) for row in range(40) if row not in before}
+        assert rows[count] == min(others, key=others.__getitem__)
+
+
+def test_classes_share_no_herded_image_and_take_what_they_may(metric: WithinClassMetric) -> None:
+    features = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
+    allowed = torch.ones(3, 30, dtype=torch.bool)
+    allowed[2] = False
+    allowed[2, [4, 9]] = True
+    places = herd(features, torch.zeros(3, 6), metric, [5, 9, 4], allowed=allowed)
+    assert [len(rows) for rows in places[:2]] == [5, 9]
+    assert set(places[2]) <= {4, 9}
+    assert len(set(np.concatenate(places).tolist())) == sum(map(len, places))
+
+
+def test_herded_public_images_are_as_many_as_those_by_margin_and_nearer_to_the_means(tmp_path: Path) -> None:
+    features_of = RandomFeatureMap()
+    images = squares(3, 60)
+    np.savez(tmp_path / "public.npz", x=(255 * images).byte()[:, 0].numpy(), y=np.zeros(180, int))
+    means = features_of(images).view(3, 60, -1).mean(dim=1)
+    metric = WithinClassMetric(features_of.segments, ridge=1.0, noise_variance=0.0)
+    metric.learn(metric.second_moments(features_of(images)), means, 60)
+    discriminant = MeanDiscriminant(means, metric, lambda bytes_: features_of(bytes_ / 255))
+    found = {
+        choice: public_choice(choice, tmp_path / "public.npz", discriminant, [20, 20, 20], Form(28, 1))
+        for choice in ("margin", "herded", "herded-alike", "")
+    }
+    assert found.pop("") == []
+    assert len({tuple(np.bincount(chosen[0].classes)) for chosen in found.values()}) == 1
+
+    def distance(choice: str) -> float:
+        (chosen,) = found[choice]
+        features = features_of(images)[chosen.places]
+        of_class = [features[torch.from_numpy(chosen.classes == c)].mean(dim=0) for c in range(3)]
+        return float((torch.stack(of_class) - means).square().sum())
+
+    assert max(distance("herded"), distance("herded-alike")) < 0.1 * distance("margin")
+    assert (found["herded-alike"][0].places // 60 == found["herded-alike"][0].classes).all()
 
 
 def stop(*_: object, **__: object) -> None:
