@@ -34,6 +34,7 @@ class Checkpoint:
         state: `GeneratorTraining.state_dict()`.
         seconds: time trained so far.
         prior: origin of the generator that it began with, if any (`Prior`).
+        relabel: whether it was to correct labels; None: the checkpoint is of a version that did not say.
     """
 
     artifact_sha256: str
@@ -41,6 +42,7 @@ class Checkpoint:
     state: dict[str, Any]
     seconds: float
     prior: dict[str, Any] | None = None
+    relabel: bool | None = None
 
     @property
     def losses(self) -> list[float]:
@@ -57,6 +59,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "state": checkpoint.state,
         "seconds": checkpoint.seconds,
         "prior": checkpoint.prior,
+        "relabel": checkpoint.relabel,
     }
     buffer = io.BytesIO()  # so that a full disk is an OSError, which torch's own writer would hide
     torch.save(content, buffer)
@@ -81,6 +84,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             state=content["state"],
             seconds=float(content["seconds"]),
             prior=content.get("prior"),
+            relabel=content.get("relabel"),
         )
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged: begin again with --force") from error

@@ -324,7 +324,8 @@ def _summarise(result: SynthesisResult) -> None:
     record, folder = result.record, result.output
     what = IMAGES_FOLDER + "/" if record["output"]["format"] == "folder" else NPZ_FILE
     console.print()
-    console.print(f"{record['output']['images']:,} images of {len(record['classes']):,} classes", style="bold")
+    images, count = record["output"]["images"], len(record["classes"])
+    console.print(f"{images:,} images of {count:,} {'class' if count == 1 else 'classes'}", style="bold")
     if record["public"]:
         console.print(public_sentence(record), soft_wrap=True, markup=False)
     console.print(privacy_claim(record["artifact"]), soft_wrap=True)

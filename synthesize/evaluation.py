@@ -33,7 +33,7 @@ from dpmepf.synthesize.distances import (
     measure_distances,
 )
 from dpmepf.synthesize.evaluation_report import Accuracy, EvaluationReport
-from dpmepf.synthesize.output_folder import RUN_FILE
+from dpmepf.synthesize.output_folder import MARKER_FILE, RUN_FILE
 
 NOTE = (
     "If the real test images are private, these scores are computed from them without noise: they are outside the "
@@ -108,6 +108,8 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     device = choose_device(settings.device)
+    if (synthetic / MARKER_FILE).is_file():
+        raise UsageError(f"the data set in {synthetic} is not complete: let dpmepf-synth --resume complete it first")
     synthetic_source = open_images(synthetic, public=True)
     names = _recorded_names(synthetic, synthetic_source.classes)
     real_source, numbered = _open_real(real, tuple(names.values()), settings.split)
@@ -228,7 +230,7 @@ def _labels_note(classes: tuple[str, ...], numbered: bool, labelled: bool, class
 def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None) -> tuple[ImageSource, bool]:
     """Also tell whether its labels may be numbers.
 
-    Raises: UsageError, too, for labels that are no number of one of the synthetic classes.
+    Raises: UsageError, too, for labels that number no class.
     """
     source: ImageSource | None = None
     first: ClassesError | None = None
@@ -240,9 +242,11 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
             return source, called_by_number
     except ClassesError as error:
         first = error
-    except LabelError:
+    except LabelError as error:
         if not is_idx:
-            raise
+            raise UsageError(
+                "the real data have a label that numbers none of the classes they name: correct one of the two"
+            ) from error
     # Files that do not name their classes: labels are numbers of the synthetic ones
     numbers = numbered_classes(len(synthetic_classes))  # the folders "0" to "10" are not sorted by number
     classes = numbers if set(numbers) == set(synthetic_classes) else synthetic_classes
@@ -253,8 +257,6 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
     except LabelError as error:
         if source is not None:  # of other classes, which distances do not mind
             return source, True
-        if not is_idx:
-            raise
         raise UsageError(
             f"the real data have labels beyond 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
             "the synthetic data: test on data of the same classes"

@@ -141,7 +141,11 @@ def _table(report: EvaluationReport) -> Table:
     table.add_column("spread", justify="right")
     for name, score in report.accuracy.items():
         spread = "" if score.std is None else f"± {100 * score.std:.2f}"
-        table.add_row(f"accuracy, {name} ({len(score.seeds)} seeds)", f"{100 * score.mean:.2f} %", spread)
+        table.add_row(
+            f"accuracy, {name} ({len(score.seeds)} seed{'s' if score.seeds[1:] else ''})",
+            f"{100 * score.mean:.2f} %",
+            spread,
+        )
     if report.distances is not None:
         table.add_row("FID", f"{report.distances.fid:.4g}", "")
         table.add_row("KID", f"{report.distances.kid_mean:.4g}", f"± {report.distances.kid_std:.2g}")

@@ -2,12 +2,13 @@
 
 While `synthetic/` is being made, it is called `synthetic.partial/` and holds a marker file; previews and the checkpoint
 appear there. The run that makes it holds a lock on that file, so that no other takes it for one that was interrupted.
-Nothing is ever deleted but folders that carry this program's own files.
+Nothing is ever deleted but folders that hold this program's own files and no others.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -15,9 +16,16 @@ from pathlib import Path
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
+from dpmepf.synthesize.generator import CONFIGURATION_FILE, WEIGHTS_FILE
+from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
+from dpmepf.synthesize.report import REPORT_FILE
+from dpmepf.synthesize.sampling import IMAGES_FOLDER, NPZ_FILE
 
 RUN_FILE = "run.json"
 MARKER_FILE = ".unfinished"
+OWN_NAMES = {RUN_FILE, MARKER_FILE, CHECKPOINT_FILE, CONFIGURATION_FILE, WEIGHTS_FILE, CURVE_FILE, PREVIEW_FILE}
+OWN_NAMES |= {REPORT_FILE, IMAGES_FOLDER, NPZ_FILE}
+OF_FILE_BROWSERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(kw_only=True)
@@ -32,6 +40,10 @@ class OutputFolder:
     path: Path
     lock: int | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        if not self.path.name:
+            raise UsageError(f"--output {self.path} does not name a folder to create")
+
     @property
     def partial(self) -> Path:
         """The folder that is being filled."""
@@ -43,8 +55,6 @@ class OutputFolder:
         Raises:
             UsageError: naming what is there and what to do.
         """
-        if not self.path.name:
-            raise UsageError(f"--output {self.path} does not name a folder to create")
         above = next(folder for folder in self.path.absolute().parents if os.path.lexists(folder))
         if not above.is_dir():
             raise UsageError(f"{above} is not a folder: choose another --output")
@@ -55,6 +65,12 @@ class OutputFolder:
                 raise UsageError(f"{path} exists and is not a folder: choose another --output")
             if path.is_dir() and any(path.iterdir()) and not (path / recognised).is_file():
                 raise UsageError(f"{path} holds files that dpmepf-synth did not write: choose another --output")
+            if path.is_dir() and (others := _not_ours(path)):
+                raise UsageError(
+                    f"{path} holds what dpmepf-synth did not write, {others[0]!a}"
+                    + (f" and {len(others) - 1} more" if others[1:] else "")
+                    + ", and would not keep: move it elsewhere, or choose another --output"
+                )
         if os.path.ismount(self.path):
             raise UsageError(f"{self.path} is a mount point, which no folder can replace: name a folder in it")
         if resume:
@@ -154,3 +170,10 @@ class OutputFolder:
 
     def _has_files(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())
+
+
+def _not_ours(folder: Path) -> list[str]:
+    """Names in `folder` of what neither this program nor a file browser puts there."""
+    names = [path.name for path in folder.iterdir()]
+    written = {name: re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name) for name in names}  # see `replacing`
+    return sorted(name for name, final in written.items() if final not in OWN_NAMES | OF_FILE_BROWSERS)

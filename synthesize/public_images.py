@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.image_errors import LabelError, UnreadableImageError
 from dpmepf.shared.image_loading import iterate_batches, iterate_indexed_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.synthesize.labelling import MeanDiscriminant
@@ -105,10 +105,15 @@ def open_public_images(paths: Sequence[Path]) -> dict[Path, ImageSource]:
     """
     sources: dict[Path, ImageSource] = {}
     for path in paths:
-        if path in sources:
+        if path.resolve() in {other.resolve() for other in sources}:
             raise UsageError(f"--public {path} is named twice: once is enough")
         try:
             sources[path] = open_images(path, public=True)
+        except LabelError as error:
+            raise UsageError(
+                f"--public {path}: an image in it has a label that numbers no class, as -1 does: leave the labels out, "
+                "which are not used"
+            ) from error
         except DpmepfError as error:
             raise UsageError(f"--public {path}: {error}") from error
         if len(sources[path]) == 0:

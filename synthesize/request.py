@@ -47,8 +47,8 @@ class SynthesisRequest:
         overrides: settings that differ from the preset's, by name.
         image_format: `folder` (PNG files by class) or `npz`.
         samples: number of images in all; None: as many as the released class sizes say.
-        relabel: correct the class that an image was drawn for where the class means say otherwise; None: unless a run
-            to resume was trained without.
+        relabel: correct the class that an image was drawn for where the class means say otherwise; None: yes, or
+            with `resume` as that run did last.
         public: public images, of which those that look like a class take the place of generated ones; with `resume`
             to be named again, as what to draw is no part of a checkpoint.
         prior: folder of a synthetic data set whose generator training begins with, as one of public images; None:
@@ -172,7 +172,7 @@ def prepare(
         origin=origin,
         device=device,
         settings=settings,
-        relabel=settings.probe if request.relabel is None and checkpoint else request.relabel is not False,
+        relabel=_relabels(request, checkpoint),
         sizes=sizes,
         numbers=sampling.images_per_class(sizes, samples=request.samples),
         feature_map=feature_map,
@@ -187,6 +187,12 @@ def prepare(
         run = replace(run, compiled=compiled)
         processes.require_same(b"compiled")  # in all of them, before anything is written
     return run
+
+
+def _relabels(request: SynthesisRequest, checkpoint: Checkpoint | None) -> bool:
+    if request.relabel is not None or checkpoint is None:
+        return request.relabel is not False
+    return checkpoint.settings.probe if checkpoint.relabel is None else checkpoint.relabel
 
 
 def _fingerprint(run: PreparedRun) -> bytes:
@@ -234,7 +240,7 @@ def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: 
         stored = getattr(checkpoint.settings, name)
         if name not in CHANGEABLE and value != stored:
             raise UsageError(
-                f"the run to resume has --{name.replace('_', '-')} {stored}, not {value}: leave the option out, or "
+                f"the run to resume has {_option(name, stored)}, not {_option(name, value)}: leave the option out, or "
                 "begin again with --force"
             )
     steps, made = asked.get("steps", checkpoint.settings.steps), len(checkpoint.losses)
@@ -244,3 +250,9 @@ def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: 
             "again with --force"
         )
     return replace(checkpoint.settings, **{name: value for name, value in asked.items() if name in CHANGEABLE})
+
+
+def _option(name: str, value: object) -> str:
+    """As it is written on the command line."""
+    option = name.replace("_", "-")
+    return f"--{'' if value else 'no-'}{option}" if isinstance(value, bool) else f"--{option} {value}"

@@ -22,6 +22,7 @@ NPZ_FILE = "gen.npz"
 FORMATS = ("folder", "npz")
 BATCH = 250
 MOST_UNASKED = 10_000_000  # images that the released class sizes alone can ask for
+MOST_SAMPLES = 100_000_000  # which take 2 GB of memory besides the disk
 WRITERS = 4
 LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
 
@@ -41,8 +42,8 @@ def images_per_class(sizes: Sequence[float] | np.ndarray, *, samples: int | None
         samples: total to draw, spread like the released class sizes; None: as many as those say, rounded.
 
     Raises:
-        UsageError: `samples` is below 1; or without it, the released sizes say that there are no records, or more than
-            `MOST_UNASKED`, which noise or a hostile artifact can make of any number.
+        UsageError: `samples` is below 1 or above `MOST_SAMPLES`; or without it, the released sizes say that there are
+            no records, or more than `MOST_UNASKED`, which noise or a hostile artifact can make of any number.
     """
     sizes = np.maximum(np.asarray(sizes, dtype=np.float64), 0.0)
     if samples is None:
@@ -55,8 +56,8 @@ def images_per_class(sizes: Sequence[float] | np.ndarray, *, samples: int | None
                 "unasked: name a number of images, --samples"
             )
         return tuple(int(size) for size in np.rint(sizes))
-    if samples < 1:
-        raise UsageError(f"--samples is {samples}, but has to be at least 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UsageError(f"--samples is {samples:,}, but has to be 1 to {MOST_SAMPLES:,}")
     shares = sizes / sizes.sum() if sizes.sum() > 0 else np.full(len(sizes), 1.0 / len(sizes))
     exact = shares * samples
     numbers = np.floor(exact).astype(np.int64)

@@ -191,7 +191,12 @@ def _train(
         save_checkpoint(
             folder,
             Checkpoint(
-                artifact_sha256=run.sha256, settings=run.settings, state=state, seconds=seconds, prior=run.origin
+                artifact_sha256=run.sha256,
+                settings=run.settings,
+                state=state,
+                seconds=seconds,
+                prior=run.origin,
+                relabel=run.relabel,
             ),
         )
         write_preview(folder, preview_images(training.averaged_generator()), run.artifact.classes)

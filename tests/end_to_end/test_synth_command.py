@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_resume_reaches_the_same_result(
     assert {"checkpoint.pt", "preview.png", "curve.png"} <= {path.name for path in (tmp_path / "out.partial").iterdir()}
 
     assert_one_sentence(run(artifact, "--output", output, *QUICK), 2, "interrupted run", "--resume", "--force")
-    assert_one_sentence(run(artifact, "--output", output, "--seed", 4, "--resume"), 2, "--seed 3, not 4")
+    assert_one_sentence(run(artifact, "--output", output, "--seed", 4, "--resume"), 2, "--seed 3, not --seed 4")
     result = run(artifact, "--output", output, "--resume", "--samples", 5, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out.partial").exists()
@@ -385,6 +385,19 @@ def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_
     assert "the generator was asked for" in (output / "report.html").read_text("utf-8")
 
 
+def test_a_run_with_public_images_goes_on_without_correcting_labels_too(
+    artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It has a probe, by which public images are judged: that is no sign that labels were to be corrected."""
+    output = tmp_path / "out"
+    public = ("--public", like_the_classes[0])
+    assert run(artifact, "--output", output, "--no-relabel", *public, *QUICK).exit_code == 0
+    for options, relabelled in ((public, False), ((), False), (("--relabel",), True), ((), True)):
+        assert run(artifact, "--output", output, "--resume", "--samples", 4, *options).exit_code == 0
+        record = json.loads((output / "run.json").read_text("utf-8"))
+        assert (record["settings"]["probe"], record["output"]["relabelled"]) == (True, relabelled)
+
+
 def test_an_artifact_that_the_key_did_not_sign_is_refused(artifact: Path, tmp_path: Path) -> None:
     key, public, mine = Ed25519PrivateKey.generate(), tmp_path / "custodian.pub.pem", tmp_path / "artifact.h5"
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -410,6 +423,13 @@ def test_somebody_elses_folder_survives_even_force(artifact: Path, tmp_path: Pat
     (tmp_path / "thesis.txt").write_text("years of work")
     assert_one_sentence(run(artifact, "--output", tmp_path, "--force", *QUICK), 2, "did not write")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    output = tmp_path / "out"
+    assert run(artifact, "--output", output, *QUICK).exit_code == 0
+    shutil.copyfile(artifact, output / "artifact.h5")
+    for option in ("--resume", "--force"):
+        result = run(output / "artifact.h5", "--output", output, option, *QUICK)
+        assert_one_sentence(result, 2, "did not write, 'artifact.h5'", "move it elsewhere")
+    assert (output / "artifact.h5").read_bytes() == artifact.read_bytes()
 
 
 def test_fewer_steps_than_were_made_are_refused_and_smaller_micro_batches_are_not(
@@ -543,7 +563,7 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     assert list(record["generator"]["random_changes"]) == list(CHANGES)
     assert load_generator(output)[0].variation is not None
     resumed = run(artifact, "--output", output, "--no-vary", "--resume", "--steps", "4")
-    assert_one_sentence(resumed, 2, "has --vary True, not False")
+    assert_one_sentence(resumed, 2, "has --vary, not --no-vary")
 
 
 def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: Path, tmp_path: Path) -> None:
@@ -607,6 +627,8 @@ def test_other_encoder_weights_than_the_artifacts_are_refused(damaged: bool, art
         ("--steps", 0),
         ("--batch-size", 1),
         ("--samples", 0),
+        ("--samples", 10**12),
+        ("--output", "."),
         ("--learning-rate", 0),
         ("--learning-rate", "nan"),
         ("--seed", -1),

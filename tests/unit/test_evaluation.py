@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from PIL import Image
 
 from dpmepf.shared.encoders import BuiltinEncoder
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_errors import ClassesError, LabelError
+from dpmepf.shared.image_errors import ClassesError
 from dpmepf.synthesize import distances
 from dpmepf.synthesize.evaluation import NOTE, EvaluationSettings, evaluate, match_classes
 from dpmepf.synthesize.evaluation_report import Accuracy, check_report_path, write_report
+from dpmepf.synthesize.output_folder import MARKER_FILE
 
 QUICK = EvaluationSettings(classifiers=("logistic",), seeds=1, distances=False, device="cpu", workers=0)
 NAMES = ("bottom", "middle", "top")
@@ -233,8 +235,16 @@ def test_labels_that_are_damaged_are_said_to_be_and_names_are_not_passed_over(tm
     np.savez(tmp_path / "named.npz", x=images, y=labels + 1, classes=np.array(NAMES[::-1]))
     np.savez(tmp_path / "negative.npz", x=images, y=labels - 1)
     for real in ("named.npz", "negative.npz"):
-        with pytest.raises(LabelError):
+        with pytest.raises(UsageError, match=r"a label that numbers none|labels beyond 0 to 2, the numbers of the 3"):
             evaluate(synthetic, tmp_path / real, QUICK)
+
+
+def test_a_set_that_is_not_complete_is_not_measured(synthetic: Path, real: Path, tmp_path: Path) -> None:
+    """What an interrupted dpmepf-synth leaves may lack whole classes."""
+    partial = shutil.copytree(synthetic, tmp_path / "synthetic.partial")
+    (partial / MARKER_FILE).touch()
+    with pytest.raises(UsageError, match="is not complete: let dpmepf-synth --resume"):
+        evaluate(partial, real, QUICK)
 
 
 def test_class_folders_of_dpmepf_synth_have_the_names_and_numbers_of_its_record(tmp_path: Path) -> None:

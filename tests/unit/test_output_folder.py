@@ -72,6 +72,27 @@ def test_somebody_elses_files_are_never_replaced(tmp_path: Path, force: bool, re
     output.check(resume=False, force=False)  # an empty folder is nobody's
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("name", ["artifact.h5", "scores.json", ".notes.7.tmp", "selected/1.png"])
+def test_what_somebody_put_beside_a_result_is_not_lost_with_it(tmp_path: Path, name: str, unfinished: bool) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    folder = output.begin(keep_checkpoint=True) if unfinished else output.path
+    if unfinished:
+        output.abandon()
+    for ours in ("images", "gen.npz", ".DS_Store", f".{CHECKPOINT_FILE}.123.tmp"):
+        (folder / ours).touch()
+    output.check(resume=False, force=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=f"not write, '{name.partition('/')[0]}', and would not keep: move it"):
+            output.check(resume=resume, force=not resume)
+    (folder / "zebra.txt").touch()
+    with pytest.raises(UsageError, match="' and 1 more, and would not keep"):
+        output.check(resume=True, force=False)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_file_or_link_in_the_way_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "file").write_text("")

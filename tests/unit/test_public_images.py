@@ -162,7 +162,7 @@ def test_labels_of_public_images_ask_for_no_declaration(tmp_path: Path, prefix: 
 
 def test_an_error_names_the_option_that_it_is_about(tmp_path: Path) -> None:
     np.savez(tmp_path / "bad.npz", x=np.zeros((2, 28, 28), np.uint8), y=np.array([0, -1]))
-    with pytest.raises(UsageError, match=f"--public {tmp_path / 'bad.npz'}: "):
+    with pytest.raises(UsageError, match=f"--public {tmp_path / 'bad.npz'}: .* numbers no class, as -1"):
         open_public_images([tmp_path / "bad.npz"])
 
 
@@ -177,5 +177,6 @@ def test_an_image_that_vanished_since_it_was_chosen_is_said(tmp_path: Path) -> N
 
 
 def test_a_path_that_is_named_twice_is_refused(squares_and_noise: tuple[Path, Path]) -> None:
+    path = squares_and_noise[0]
     with pytest.raises(DpmepfError, match="twice"):
-        open_public_images([squares_and_noise[0], squares_and_noise[0]])
+        open_public_images([path, path.parent / ".." / path.parent.name / path.name])

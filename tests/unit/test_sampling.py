@@ -48,9 +48,10 @@ def test_no_more_than_ten_million_images_are_drawn_unless_their_number_is_named(
     assert sum(images_per_class(sizes, samples=10_000_001)) == 10_000_001
 
 
-def test_a_number_of_samples_below_one_is_refused() -> None:
-    with pytest.raises(UsageError, match="at least 1"):
-        images_per_class([5.0], samples=0)
+@pytest.mark.parametrize("samples", [0, 100_000_001, 10**26])
+def test_a_number_of_samples_that_cannot_be_drawn_is_refused(samples: int) -> None:
+    with pytest.raises(UsageError, match=f"is {samples:,}, but has to be 1 to 100,000,000"):
+        images_per_class([5.0], samples=samples)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
