@@ -119,7 +119,8 @@ class OutputFolder:
     def finish(self) -> None:
         """Give the filled folder its name; a folder that it replaces is removed afterwards.
 
-        Where that fails, the folder is left as an interrupted run's.
+        What somebody has put into that since `check` is kept in the new one. Where the folder cannot be named, it is
+        left as an interrupted run's.
         """
         if sys.platform == "win32":  # where no folder can be renamed in which a file is open
             self._unlock()
@@ -135,6 +136,8 @@ class OutputFolder:
         (self.path / MARKER_FILE).unlink()
         self._unlock()
         if replaced.exists():
+            for name in _not_ours(replaced):
+                (replaced / name).rename(self.path / name)
             shutil.rmtree(replaced)
 
     def abandon(self) -> None:
@@ -142,7 +145,7 @@ class OutputFolder:
         if self.lock is None:  # another run's
             return
         self._unlock()
-        if not (self.partial / CHECKPOINT_FILE).is_file():
+        if not (self.partial / CHECKPOINT_FILE).is_file() and not _not_ours(self.partial):
             shutil.rmtree(self.partial)
 
     def _locked(self) -> int:

@@ -93,6 +93,21 @@ def test_what_somebody_put_beside_a_result_is_not_lost_with_it(tmp_path: Path, n
         output.check(resume=True, force=False)
 
 
+def test_what_somebody_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    output.check(resume=False, force=True)
+    (output.begin(keep_checkpoint=False) / RUN_FILE).write_text("new")
+    (output.path / "notes.txt").write_text("years of work")
+    output.finish()
+    assert {path.name for path in output.path.iterdir()} == {RUN_FILE, "notes.txt"}
+    output.begin(keep_checkpoint=False)
+    (output.partial / "notes.txt").write_text("more work")
+    output.abandon()
+    assert (output.path / "notes.txt").read_text() == "years of work"
+    assert (output.partial / "notes.txt").read_text() == "more work"
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_file_or_link_in_the_way_is_refused(tmp_path: Path, force: bool) -> None:
     (tmp_path / "file").write_text("")
