@@ -267,7 +267,7 @@ class _Display:
         if self.public_task is None:
             self.labels_are_learned()
             self.public_task = self.bar.add_task("Looking at public images", total=total)
-        self.bar.advance(self.public_task, count)
+        self.bar.update(self.public_task, total=total, advance=count)
 
     def images(self, count: int, total: int) -> None:
         if self.drawing_task is None:

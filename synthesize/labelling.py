@@ -163,6 +163,11 @@ class MeanDiscriminant:
         return torch.where((best == asked) | (of_asked < IMPROBABLE), best, LEFT_OUT)
 
     @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """Features N×D of N×C×R×R uint8 images, on any device."""
+        return _features(self.features_of, images.to(self.means.device))
+
+    @torch.inference_mode()
     def judge(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Look at N×C×R×R uint8 images of which nothing is known, on any device.
 
@@ -170,7 +175,7 @@ class MeanDiscriminant:
             Of each image the class of the best score, by how much that exceeds the second, and the squared distance
             from the mean of that class.
         """
-        features = _features(self.features_of, images.to(self.means.device))
+        features = self.features(images)
         refined = self.probe is not None and self.learned is not self.unrefined
         scores = self.scores(features) if refined else self.nearest(features)
         best, classes = scores.topk(2, dim=1)

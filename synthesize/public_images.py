@@ -3,7 +3,9 @@
 Noisy class means know more of the classes than a generator of modest size can draw. Public photographs that look like a
 class teach what is missing, if they lie where images of the class lie. So a public image is a candidate for the class
 that the linear discriminant (see `labelling`) finds, unless it is farther from that class's mean than generated images
-ever are; of the candidates, the data set takes those that are told best from every other class.
+ever are. Of the candidates, the data set takes some that together have the class's mean features, by kernel herding
+(Chen, Welling & Smola, UAI 2010): those that are told best from every other class would be alike, and in no proportion
+to what the class holds.
 
 Only the release, generated and public images enter: post-processing.
 """
@@ -16,22 +18,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.image_errors import LabelError, UnreadableImageError
 from dpmepf.shared.image_loading import iterate_batches, iterate_indexed_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.synthesize.labelling import MeanDiscriminant
+from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.sampling import BATCH, Advance, ImageBatches
 
 # Farthest candidate, in squared radii of a class. Generated images vary less than real ones: of the test images of
 # MNIST and of CIFAR-10, over 99.9 % are within 1.5 for their own release. So are 51 % of Tiny ImageNet's for CIFAR-10's
 # release, but only 0.03 % for MNIST's.
 REACH = 1.5
-# Of the public images that an even spread would give a class. The best 15 or 40 % of these from Tiny ImageNet, taken
-# alone, train a CNN for CIFAR-10 to 56.0 %, the best 80 % to 53.7 %.
+# Of the public images that an even spread would give a class. Of those from Tiny ImageNet that are told best from other
+# classes, 15 or 40 % alone train a CNN for CIFAR-10 to 56.0 %, 80 % to 53.7 %.
 LARGEST_SHARE_OF_PUBLIC = 0.25
 LARGEST_SHARE_OF_CLASS = 0.5  # so that a class never rests on public images alone
+LARGEST_BLOCK = 4096  # candidates that are herded together: their products take 64 MiB
+SMALLEST_BLOCK = 64
+BLOCK_VALUES = 2**26  # of the features of a block, 256 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +47,12 @@ class PublicScores:
 
     Fields:
         classes: int64 N, the class of the best score.
-        margins: float32 N, by how much that exceeds that of the second; -inf: not to be chosen.
-        unreadable: number of images that could not be decoded, which are not to be chosen either.
+        alike: bool N, whether it may be chosen for that.
+        unreadable: number of images that could not be decoded, which may not.
     """
 
     classes: np.ndarray
-    margins: np.ndarray
+    alike: np.ndarray
     unreadable: int
 
 
@@ -128,6 +135,7 @@ def choose_public_images(
     *,
     resolution: int,
     channels: int,
+    seed: int = 0,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda count, total: None,
 ) -> list[ChosenImages]:
@@ -138,8 +146,10 @@ def choose_public_images(
         discriminant: of the K classes.
         numbers: K numbers of images, generated and public together.
         resolution, channels: of the data set.
+        seed: of which candidates are herded together, where they are many.
         workers: decoding processes; None: the default.
-        on_images: called with the number of images just looked at and the number of all.
+        on_images: called with the number of images just looked at and the number of all; of some features are computed
+            twice, which are counted twice, once it is known which.
 
     Returns:
         What is taken from each source, in their order.
@@ -149,26 +159,56 @@ def choose_public_images(
     def advance(count: int) -> None:
         on_images(count, total)
 
+    form = {"resolution": resolution, "channels": channels}
     scores = [
-        score_images(source, discriminant, resolution=resolution, channels=channels, workers=workers, advance=advance)
-        for source in sources.values()
+        score_images(source, discriminant, workers=workers, advance=advance, **form) for source in sources.values()
     ]
-    places = best_of_each_class(
-        np.concatenate([part.classes for part in scores]),
-        np.concatenate([part.margins for part in scores]),
-        limits=[
-            min(int(LARGEST_SHARE_OF_PUBLIC * total / len(numbers)), int(LARGEST_SHARE_OF_CLASS * number))
-            for number in numbers
-        ],
-    )
+    classes, alike = (np.concatenate([getattr(part, name) for part in scores]) for name in ("classes", "alike"))
+    candidates = [np.flatnonzero(alike & (classes == class_index)) for class_index in range(len(numbers))]
+    limits = [
+        min(int(LARGEST_SHARE_OF_PUBLIC * total / len(numbers)), int(LARGEST_SHARE_OF_CLASS * number))
+        for number in numbers
+    ]
+    total += sum(len(found) for found, limit in zip(candidates, limits, strict=True) if 0 < limit < len(found))
+    unreadable = [part.unreadable for part in scores]
+
+    def features_of(places: np.ndarray) -> Tensor:
+        found = []
+        for part in _split(sources, unreadable, [places]):
+            for images, _ in part.batches(workers=workers, **form):
+                found.append(discriminant.features(torch.from_numpy(images)))
+                advance(len(images))
+        return torch.cat(found)
+
+    def some_of(places: np.ndarray, mean: Tensor, limit: int) -> np.ndarray:
+        if not 0 < limit < len(places):
+            return places[:limit]
+        size = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, BLOCK_VALUES // len(mean)))
+        blocks = [np.sort(block) for block in np.array_split(random.permutation(places), -(-len(places) // size))]
+        counts = np.diff(np.rint(np.linspace(0, limit, len(blocks) + 1)).astype(int)).tolist()
+        herded = [
+            block[herd(features_of(block), mean, discriminant.metric, count)]
+            for block, count in zip(blocks, counts, strict=True)
+        ]
+        return np.sort(np.concatenate(herded))
+
+    random = np.random.default_rng(seed)
+    places = [*map(some_of, candidates, discriminant.means, limits)]
+    return _split(sources, unreadable, places)
+
+
+def _split(
+    sources: Mapping[Path, ImageSource], unreadable: Sequence[int], places: Sequence[np.ndarray]
+) -> list[ChosenImages]:
+    """What is of each source of the `places` of each class, ascending, in all sources one after another."""
     chosen, first = [], 0
-    for (path, source), part in zip(sources.items(), scores, strict=True):
+    for (path, source), damaged in zip(sources.items(), unreadable, strict=True):
         here = [of_class[(of_class >= first) & (of_class < first + len(source))] - first for of_class in places]
         chosen.append(
             ChosenImages(
                 path=path,
                 source=source,
-                unreadable=part.unreadable,
+                unreadable=damaged,
                 places=np.concatenate(here),
                 classes=np.repeat(np.arange(len(here)), [len(of_class) for of_class in here]),
             )
@@ -186,9 +226,9 @@ def score_images(
     workers: int | None = None,
     advance: Advance = lambda count: None,
 ) -> PublicScores:
-    """Find each image's class and margin; images beyond `REACH` times the discriminant's radius² have none (-inf)."""
+    """Find each image's class, and whether it is within `REACH` times the discriminant's radius² of its mean."""
     classes = np.zeros(len(source), np.int64)
-    margins = np.full(len(source), -np.inf, np.float32)
+    alike = np.zeros(len(source), bool)
     read = 0
     for images, places in iterate_indexed_batches(
         source,
@@ -198,20 +238,32 @@ def score_images(
         workers=workers,
         skip_unreadable=True,
     ):
-        best, margin, squared_distances = discriminant.judge(images)
-        within = squared_distances <= REACH * discriminant.squared_radius
+        best, _, squared_distances = discriminant.judge(images)
         classes[places] = best.cpu().numpy()
-        margins[places] = torch.where(within, margin, -torch.inf).cpu().numpy()
+        alike[places] = (squared_distances <= REACH * discriminant.squared_radius).cpu().numpy()
         read += len(places)
         advance(len(places))
-    return PublicScores(classes=classes, margins=margins, unreadable=len(source) - read)
+    return PublicScores(classes=classes, alike=alike, unreadable=len(source) - read)
 
 
-def best_of_each_class(classes: np.ndarray, margins: np.ndarray, *, limits: Sequence[int]) -> list[np.ndarray]:
-    """Return for each class the places, ascending, of its at most `limits` images of largest finite margin."""
-    best = []
-    for class_index, limit in enumerate(limits):
-        candidates = np.flatnonzero((classes == class_index) & np.isfinite(margins))
-        by_margin = np.argsort(-margins[candidates], kind="stable")
-        best.append(np.sort(candidates[by_margin[:limit]]))
-    return best
+@torch.inference_mode()
+def herd(features: Tensor, mean: Tensor, metric: WithinClassMetric, count: int) -> np.ndarray:
+    """Choose `count` of n×D `features` so that their mean comes near `mean` (D).
+
+    One after another, each the one that brings the mean of those so far nearest: with g the offsets from `mean` and G
+    the sum of the chosen ones, (G + g)ᵀA(G + g) is least where gᵀAG + gᵀAg/2 is. For features of one length that is
+    kernel herding (Chen, Welling & Smola, UAI 2010; Bach, Lacoste-Julien & Obozinski, ICML 2012).
+
+    Returns:
+        The rows, int64 `count`, in the order of their choice.
+    """
+    offsets = features - mean
+    products = offsets @ metric.apply(offsets).T  # n x n
+    lengths, to_chosen = products.diagonal() / 2, torch.zeros(len(features), device=features.device)
+    rows = []
+    for _ in range(count):
+        row = int((to_chosen + lengths).argmin())
+        rows.append(row)
+        to_chosen += products[row]
+        to_chosen[row] = torch.inf
+    return np.array(rows, np.int64)

@@ -284,7 +284,13 @@ def _draw(
         label = discriminant if run.relabel and discriminant.corrects else None
         if public:
             chosen = choose_public_images(
-                public, discriminant, numbers, workers=request.workers, on_images=looked_at_public, **form
+                public,
+                discriminant,
+                numbers,
+                seed=settings.seed,
+                workers=request.workers,
+                on_images=looked_at_public,
+                **form,
             )
     advance(0)
     write_preview(folder, _first_images(generator, label, seed=settings.seed), artifact.classes)

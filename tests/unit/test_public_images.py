@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,13 +14,15 @@ from synthesis_stand_ins import RandomFeatureMap, squares
 from torch import Tensor, nn
 
 from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.feature_map import Segment
 from dpmepf.synthesize import labelling, public_images
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
+from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.public_images import (
     ChosenImages,
-    best_of_each_class,
     choose_public_images,
+    herd,
     open_public_images,
     per_class,
 )
@@ -102,7 +104,9 @@ def test_batches_give_the_chosen_images_with_their_classes(
     seen: list[tuple[int, int]] = []
     sources = open_public_images(squares_and_noise)
     chosen = choose_public_images(sources, discriminant, (12, 7, 1), on_images=lambda *step: seen.append(step), **FORM)
-    assert seen == [(60, 120), (60, 120)]
+    assert seen[:2] == [(60, 120), (60, 120)]
+    assert sum(count for count, _ in seen) == seen[-1][1]  # of candidates features are computed twice
+    assert 120 < seen[-1][1] <= 180
     assert per_class(chosen, CLASSES).tolist() == [6, 3, 0]  # half of each class; a quarter of a third of 120 is 10
     for part in chosen:
         with np.load(part.path) as archive:
@@ -119,12 +123,71 @@ def test_no_class_takes_more_than_a_quarter_of_its_share_of_the_public_images(
     assert per_class(choose(squares_and_noise, discriminant, (1000, 1000, 1000)), CLASSES).tolist() == [10, 10, 10]
 
 
-def test_the_best_are_those_of_largest_margin() -> None:
-    classes = np.array([0, 1, 0, 0, 1, 0])
-    margins = np.array([0.1, 0.5, 0.3, -np.inf, 0.6, 0.2], np.float32)
-    best = best_of_each_class(classes, margins, limits=[2, 9, 3])
-    assert [part.tolist() for part in best] == [[2, 5], [1, 4], []]
-    assert best_of_each_class(classes, margins, limits=[9, 0, 0])[0].tolist() == [0, 2, 5]  # not the one of margin -inf
+@pytest.mark.parametrize("seed", range(3))
+def test_each_image_that_is_herded_brings_the_mean_nearest(seed: int) -> None:
+    """In a metric of features that vary differently; by trying all others each time."""
+    metric = WithinClassMetric((Segment("a", 1, 0, 6, channels=6),), ridge=0.1, noise_variance=0.0)
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randn(100, 6, generator=random) * torch.arange(1.0, 7.0)
+    metric.learn(metric.second_moments(rows), rows.mean(dim=0, keepdim=True), 100)
+    features = torch.randn(40, 6, generator=random) * torch.rand(40, 1, generator=random) + 1
+    mean = torch.tensor([1.3, 0.9, 1.2, 1.0, 1.1, 0.8])
+    chosen = herd(features, mean, metric, 10).tolist()
+
+    def distance(of: list[int]) -> float:
+        offset = features[of].mean(dim=0, keepdim=True) - mean
+        return float((offset * metric.apply(offset)).sum())
+
+    for count in range(10):
+        before = chosen[:count]
+        others = {row: distance([*before, row]) for row in range(40) if row not in before}
+        assert chosen[count] == min(others, key=others.__getitem__)
+
+
+def test_all_can_be_herded_once() -> None:
+    metric = WithinClassMetric((), ridge=1.0, noise_variance=0.0)
+    assert sorted(herd(torch.randn(9, 4), torch.zeros(4), metric, 9).tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize("block", [4096, 7])
+def test_the_mean_of_chosen_images_comes_nearer_than_others_do(
+    squares_and_noise: tuple[Path, Path], discriminant: MeanDiscriminant, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """Than the images of largest margin, and if they are herded at once than nearly all of 100 random choices."""
+    monkeypatch.setattr(public_images, "LARGEST_BLOCK", block)
+    monkeypatch.setattr(public_images, "SMALLEST_BLOCK", 1)
+    images = torch.cat([torch.from_numpy(np.load(path)["x"]) for path in squares_and_noise])
+    classes, margins, _ = discriminant.judge(images)
+    features = discriminant.features(images)
+    parts = choose(squares_and_noise, discriminant, (16, 16, 16))
+    places = np.concatenate([part.places + 60 * number for number, part in enumerate(parts)])
+    of_chosen = np.concatenate([part.classes for part in parts])
+    for label in range(CLASSES):
+        found = places[of_chosen == label]
+        assert len(set(found)) == len(found) == 8
+        assert (classes[found] == label).all()
+        best = torch.where(classes == label, margins, -torch.inf).topk(8).indices
+
+        def distance(of: Any, label: int = label) -> float:
+            offset = features[of].mean(dim=0, keepdim=True) - discriminant.means[label]
+            return float((offset * discriminant.metric.apply(offset)).sum())
+
+        assert distance(found) < distance(best)
+        candidates = torch.nonzero(classes == label)[:20, 0]
+        others = [distance(candidates[torch.randperm(20)[:8]]) for _ in range(100)]
+        assert block == 7 or sum(distance(found) < other for other in others) >= 95
+
+
+def test_what_is_chosen_is_told_by_the_seed(
+    squares_and_noise: tuple[Path, Path], discriminant: MeanDiscriminant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(public_images, "LARGEST_BLOCK", 5)
+    monkeypatch.setattr(public_images, "SMALLEST_BLOCK", 1)
+    places = [
+        choose_public_images(open_public_images(squares_and_noise[:1]), discriminant, (8, 8, 8), seed=seed, **FORM)[0]
+        for seed in (0, 0, 1)
+    ]
+    assert places[0].places.tolist() == places[1].places.tolist() != places[2].places.tolist()
 
 
 def test_damaged_public_images_are_left_out_and_counted(
