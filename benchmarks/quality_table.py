@@ -40,6 +40,8 @@ OTHERS_CURRENT_SINCE = {  # what is trained without a probe: since bc369bfd8c
     **dict.fromkeys(("dp-sgd", "real"), ""),
 }
 
+PUBLIC_CURRENT_SINCE = "2026-11-30T02:14:00+00:00"  # of sets with public images: how these are chosen (e3c4ea0)
+
 
 def document(records: Iterable[Record]) -> str:
     """The whole of docs/RESULTS.md: runs of current code."""
@@ -73,22 +75,23 @@ def history(records: Iterable[Record]) -> str:
 def is_current(run: Record) -> bool:
     """Whether the code of a run makes what today's makes, but for chance."""
     since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], ""))
+    since = max(since, PUBLIC_CURRENT_SINCE if run["settings"].get("public") else "")
     return run["committed"] >= since
 
 
 def summary(data: str, runs: Sequence[Record]) -> str:
     """For each ε a line: our accuracy, and the published ones that are higher, or else the highest; "" without runs.
 
-    Ours is that of the longest training, and of the row of most runs among these.
+    Ours is that of the setting of most runs, and of the longest training among these.
     """
     lines = []
     published = [method for method in PUBLISHED if data in method.accuracy]
     as_said = [run for run in runs if run["method"] == "ours" and _is_plain(run)]
     for epsilon in EPSILONS:
-        rows = [_newest(row) for row in _grouped([run for run in as_said if run["epsilon"] == epsilon], _setting_of)]
+        rows = _grouped([run for run in as_said if run["epsilon"] == epsilon], _setting_of)
         if not rows:
             continue
-        row = max(rows, key=lambda of_row: (of_row[0]["settings"]["steps"], len(of_row)))
+        row = max(rows, key=lambda of_row: (len(of_row), of_row[0]["settings"]["steps"]))
         ours = 100 * statistics.fmean(run["accuracy"][CLASSIFIER] for run in row)
         of_epsilon = [method for method in published if epsilon in method.accuracy[data]]
         of_epsilon.sort(key=lambda method: method.accuracy[data][epsilon], reverse=True)
@@ -121,7 +124,7 @@ def accuracy_table(data: str, runs: Sequence[Record]) -> str:
     head = ["method", "relation", "public images", *map(_column, epsilons)]
     rows = [["**measured here**", *[""] * (len(head) - 1)]]
     for of_row in _grouped(runs, _setting_of):
-        by_epsilon = [_newest([run for run in of_row if run["epsilon"] == epsilon]) for epsilon in epsilons]
+        by_epsilon = [[run for run in of_row if run["epsilon"] == epsilon] for epsilon in epsilons]
         rows.append(
             [
                 _name(of_row[0]),
@@ -193,13 +196,6 @@ def _setting_of(run: Record) -> tuple[object, ...]:
 
 def _tested_on(run: Record) -> str:
     return str(run["evaluation"].partition(", on ")[2])
-
-
-def _newest(runs: Sequence[Record]) -> list[Record]:
-    """Those of the newest code among them, one of each seed."""
-    newest = max(runs, key=_age, default=None)
-    of_newest = [run for run in runs if newest is not None and run["version"] == newest["version"]]
-    return list({run["seed"]: run for run in of_newest}.values())
 
 
 def _age(run: Record) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from baseline_set import draw_set, release_and_train
 from feature_choices import BATCH, CHOICES, Form
-from herding import public_choice
+from public_choices import public_choice
 from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
 from run_identity import commit_time_of, machine, version_of
@@ -52,7 +52,7 @@ PUBLIC_IMAGES = 5_000
 PRIOR_EPSILON = 1_000.0
 OWN_FILES = [
     f"benchmarks/{name}.py"
-    for name in ("release_choices", "feature_choices", "training_choices", "herding", "baseline_set")
+    for name in ("release_choices", "feature_choices", "training_choices", "public_choices", "baseline_set")
 ]
 DESCRIPTIONS = {choice: description for choice, (description, _) in CHOICES.items()} | {
     choice: training.description for choice, training in TRAININGS.items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from herding import HERDED
+from public_choices import AS_THE_COMMAND, BY_MARGIN, OF_ALL
 from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
@@ -148,16 +148,16 @@ TRAININGS = {
         prior=True,
     ),
     "public": Training(
-        description="public images that look like a class take the place of up to half of its generated ones, by "
-        "margins, as `dpmepf-synth --public` chooses them",
-        public="margin",
+        description="public images that look like a class and together have its mean features (kernel herding) take "
+        "the place of half of its generated ones, as by `dpmepf-synth --public`",
+        public=AS_THE_COMMAND,
     ),
-    **{
-        choice: Training(
-            description=f"as many public images, chosen by kernel herding among {candidates}", public=choice
-        )
-        for choice, candidates in HERDED.items()
-    },
+    "public-margin": Training(
+        description="likewise, but those that are told best from every other class", public=BY_MARGIN
+    ),
+    "public-of-all": Training(
+        description="likewise, but herded among all public images, whatever each looks like", public=OF_ALL
+    ),
     "no-average": Training(
         description="weights are not averaged", changes=lambda preset, channels: {"average_decay": 0.0}
     ),

@@ -12,7 +12,7 @@ import release_choices
 import torch
 import training_choices
 from feature_choices import Form
-from herding import herd, public_choice
+from public_choices import AS_THE_COMMAND, BY_MARGIN, OF_ALL, public_choice
 from synthesis_stand_ins import RandomFeatureMap, Spots, release_of_squares, small_settings, squares
 from torch import Tensor
 from training_choices import TRAININGS, distance_to, signal_weights
@@ -131,65 +131,28 @@ def test_a_run_with_a_prior_begins_with_a_generator_of_public_images(
     assert len(given) == 1
 
 
-@pytest.fixture
-def metric() -> WithinClassMetric:
-    """Of 6 features, which vary differently."""
-    learned = WithinClassMetric((Segment("a", 1, 0, 6, channels=6),), ridge=0.1, noise_variance=0.0)
-    rows = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 7.0)
-    learned.learn(learned.second_moments(rows), rows.mean(dim=0, keepdim=True), 100)
-    return learned
-
-
-def test_each_image_that_is_herded_brings_the_mean_nearest(metric: WithinClassMetric) -> None:
-    random = torch.Generator().manual_seed(1)
-    features = torch.randn(40, 6, generator=random) * torch.rand(40, 1, generator=random)
-    mean = torch.tensor([[0.3, -0.1, 0.2, 0.0, 0.1, -0.2]])
-    (rows,) = herd(features, mean, metric, [10], allowed=torch.ones(1, 40, dtype=torch.bool))
-
-    def distance(of: list[int]) -> float:
-        offset = features[of].mean(dim=0, keepdim=True) - mean
-        return float((offset * metric.apply(offset)).sum())
-
-    for count in range(10):
-        before = rows[:count].tolist()
-        others = {row: distance([*before, row]) for row in range(40) if row not in before}
-        assert rows[count] == min(others, key=others.__getitem__)
-
-
-def test_classes_share_no_herded_image_and_take_what_they_may(metric: WithinClassMetric) -> None:
-    features = torch.randn(30, 6, generator=torch.Generator().manual_seed(1))
-    allowed = torch.ones(3, 30, dtype=torch.bool)
-    allowed[2] = False
-    allowed[2, [4, 9]] = True
-    places = herd(features, torch.zeros(3, 6), metric, [5, 9, 4], allowed=allowed)
-    assert [len(rows) for rows in places[:2]] == [5, 9]
-    assert set(places[2]) <= {4, 9}
-    assert len(set(np.concatenate(places).tolist())) == sum(map(len, places))
-
-
-def test_herded_public_images_are_as_many_as_those_by_margin_and_nearer_to_the_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", [AS_THE_COMMAND, BY_MARGIN, OF_ALL])
+def test_each_choice_of_public_images_takes_as_many_and_what_it_says(choice: str, tmp_path: Path) -> None:
     features_of = RandomFeatureMap()
     images = squares(3, 60)
-    np.savez(tmp_path / "public.npz", x=(255 * images).byte()[:, 0].numpy(), y=np.zeros(180, int))
+    np.savez(tmp_path / "public.npz", x=(255 * images).byte()[:, 0].numpy())
     means = features_of(images).view(3, 60, -1).mean(dim=1)
     metric = WithinClassMetric(features_of.segments, ridge=1.0, noise_variance=0.0)
     metric.learn(metric.second_moments(features_of(images)), means, 60)
     discriminant = MeanDiscriminant(means, metric, lambda bytes_: features_of(bytes_ / 255))
-    found = {
-        choice: public_choice(choice, tmp_path / "public.npz", discriminant, [20, 20, 20], Form(28, 1))
-        for choice in ("margin", "herded", "herded-alike", "")
-    }
-    assert found.pop("") == []
-    assert len({tuple(np.bincount(chosen[0].classes)) for chosen in found.values()}) == 1
-
-    def distance(choice: str) -> float:
-        (chosen,) = found[choice]
-        features = features_of(images)[chosen.places]
-        of_class = [features[torch.from_numpy(chosen.classes == c)].mean(dim=0) for c in range(3)]
-        return float((torch.stack(of_class) - means).square().sum())
-
-    assert max(distance("herded"), distance("herded-alike")) < 0.1 * distance("margin")
-    assert (found["herded-alike"][0].places // 60 == found["herded-alike"][0].classes).all()
+    (chosen,) = public_choice(choice, tmp_path / "public.npz", discriminant, [20, 20, 20], Form(28, 1))
+    assert np.bincount(chosen.classes).tolist() == [10, 10, 10]
+    assert len(set(chosen.places)) == 30
+    assert (chosen.places // 60 == chosen.classes).all()  # images of another class would not bring the mean nearer
+    _, margins, _ = discriminant.judge((255 * images).byte())
+    best = torch.cat([60 * c + of_class.topk(10).indices for c, of_class in enumerate(margins.view(3, 60))])
+    assert (set(chosen.places.tolist()) == set(best.tolist())) == (choice == BY_MARGIN)
+    features = features_of(images)
+    found = torch.stack([features[chosen.places[chosen.classes == c]].mean(dim=0) for c in range(3)])
+    distance = float((found - means).square().sum())
+    of_best = float((features[best].view(3, 10, -1).mean(dim=1) - means).square().sum())
+    assert distance == pytest.approx(of_best) if choice == BY_MARGIN else distance < 0.1 * of_best
+    assert public_choice("", tmp_path / "missing.npz", discriminant, [20, 20, 20], Form(28, 1)) == []
 
 
 def stop(*_: object, **__: object) -> None:
