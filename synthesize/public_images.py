@@ -185,16 +185,21 @@ def choose_public_images(
             return places[:limit]
         size = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, BLOCK_VALUES // len(mean)))
         blocks = [np.sort(block) for block in np.array_split(random.permutation(places), -(-len(places) // size))]
-        counts = np.diff(np.rint(np.linspace(0, limit, len(blocks) + 1)).astype(int)).tolist()
         herded = [
             block[herd(features_of(block), mean, discriminant.metric, count)]
-            for block, count in zip(blocks, counts, strict=True)
+            for block, count in zip(blocks, shares_of(limit, [*map(len, blocks)]), strict=True)
         ]
         return np.sort(np.concatenate(herded))
 
     random = np.random.default_rng(seed)
     places = [*map(some_of, candidates, discriminant.means, limits)]
     return _split(sources, unreadable, places)
+
+
+def shares_of(limit: int, sizes: Sequence[int]) -> list[int]:
+    """Spread `limit` over parts in proportion to their `sizes`, which it does not exceed in all, nor in any."""
+    ends = limit * np.cumsum([0, *sizes]) // sum(sizes)
+    return [int(share) for share in np.diff(ends)]
 
 
 def _split(

@@ -25,6 +25,7 @@ from dpmepf.synthesize.public_images import (
     herd,
     open_public_images,
     per_class,
+    shares_of,
 )
 from dpmepf.synthesize.targets import ClassTargets
 
@@ -176,6 +177,16 @@ def test_the_mean_of_chosen_images_comes_nearer_than_others_do(
         candidates = torch.nonzero(classes == label)[:20, 0]
         others = [distance(candidates[torch.randperm(20)[:8]]) for _ in range(100)]
         assert block == 7 or sum(distance(found) < other for other in others) >= 95
+
+
+@pytest.mark.parametrize("size", range(1, 30))
+def test_no_block_is_asked_for_more_than_it_has(size: int) -> None:
+    for parts in range(1, size + 1):
+        sizes = [len(part) for part in np.array_split(np.arange(size), parts)]
+        for limit in range(size + 1):
+            shares = shares_of(limit, sizes)
+            assert sum(shares) == limit
+            assert all(0 <= share <= most for share, most in zip(shares, sizes, strict=True))
 
 
 def test_what_is_chosen_is_told_by_the_seed(
