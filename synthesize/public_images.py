@@ -13,7 +13,7 @@ Only the release, generated and public images enter: post-processing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -163,63 +163,97 @@ def choose_public_images(
     scores = [
         score_images(source, discriminant, workers=workers, advance=advance, **form) for source in sources.values()
     ]
-    classes, alike = (np.concatenate([getattr(part, name) for part in scores]) for name in ("classes", "alike"))
-    candidates = [np.flatnonzero(alike & (classes == class_index)) for class_index in range(len(numbers))]
+    found = [[np.flatnonzero(part.alike & (part.classes == label)) for label in range(len(numbers))] for part in scores]
     limits = [
         min(int(LARGEST_SHARE_OF_PUBLIC * total / len(numbers)), int(LARGEST_SHARE_OF_CLASS * number))
         for number in numbers
     ]
-    total += sum(len(found) for found, limit in zip(candidates, limits, strict=True) if 0 < limit < len(found))
-    unreadable = [part.unreadable for part in scores]
-
-    def features_of(places: np.ndarray) -> Tensor:
-        found = []
-        for part in _split(sources, unreadable, [places]):
-            for images, _ in part.batches(workers=workers, **form):
-                found.append(discriminant.features(torch.from_numpy(images)))
-                advance(len(images))
-        return torch.cat(found)
-
-    def some_of(places: np.ndarray, mean: Tensor, limit: int) -> np.ndarray:
-        if not 0 < limit < len(places):
-            return places[:limit]
-        size = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, BLOCK_VALUES // len(mean)))
-        blocks = [np.sort(block) for block in np.array_split(random.permutation(places), -(-len(places) // size))]
-        herded = [
-            block[herd(features_of(block), mean, discriminant.metric, count)]
-            for block, count in zip(blocks, shares_of(limit, [*map(len, blocks)]), strict=True)
-        ]
-        return np.sort(np.concatenate(herded))
-
+    shares = [shares_of(limit, [*map(len, of_sources)]) for limit, *of_sources in zip(limits, *found, strict=True)]
     random = np.random.default_rng(seed)
-    places = [*map(some_of, candidates, discriminant.means, limits)]
-    return _split(sources, unreadable, places)
+    block = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, BLOCK_VALUES // discriminant.means.shape[1]))
+    drafts = [
+        _draft(places, share, random=random, block=block)
+        for places, share in zip(found, zip(*shares, strict=True), strict=True)
+    ]
+    total += sum(len(part.places) for draft in drafts for part in draft if part.count < len(part.places))
+    return [
+        _chosen(path, source, part.unreadable, draft, discriminant, workers=workers, advance=advance, **form)
+        for (path, source), part, draft in zip(sources.items(), scores, drafts, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """Candidates of a class that are herded together: of `places`, ascending, `count` are to be chosen."""
+
+    class_index: int
+    places: np.ndarray
+    count: int
+
+
+def _draft(
+    places: Sequence[np.ndarray], shares: Sequence[int], *, random: np.random.Generator, block: int
+) -> list[_Block]:
+    """Divide the candidates of each class in one source at random into blocks of about the same size, at most `block`.
+
+    Args:
+        places: of the candidates of each class.
+        shares: how many of them are to be chosen.
+    """
+    blocks = []
+    for class_index, (candidates, share) in enumerate(zip(places, shares, strict=True)):
+        if share:
+            parts = np.array_split(random.permutation(candidates), -(-len(candidates) // block))
+            for part, count in zip(parts, shares_of(share, [*map(len, parts)]), strict=True):
+                blocks.append(_Block(class_index=class_index, places=np.sort(part), count=count))
+    return blocks
+
+
+def _chosen(
+    path: Path,
+    source: ImageSource,
+    unreadable: int,
+    blocks: Sequence[_Block],
+    discriminant: MeanDiscriminant,
+    *,
+    resolution: int,
+    channels: int,
+    workers: int | None,
+    advance: Advance,
+) -> ChosenImages:
+    """Choose from one source; features are of one block at a time, and images are read in one go."""
+
+    def of(blocks: Sequence[_Block], numbers: Sequence[int]) -> ChosenImages:
+        return ChosenImages(
+            path=path,
+            source=source,
+            unreadable=unreadable,
+            places=np.concatenate([np.empty(0, np.int64), *(part.places for part in blocks)]),
+            classes=np.repeat(np.asarray(numbers, np.int64), [len(part.places) for part in blocks]),
+        )
+
+    chosen = [part for part in blocks if part.count == len(part.places)]
+    to_herd = [part for part in blocks if part.count < len(part.places)]
+    features: list[Tensor] = []
+    for images, number in of(to_herd, range(len(to_herd))).batches(
+        resolution=resolution, channels=channels, workers=workers
+    ):
+        features.append(discriminant.features(torch.from_numpy(images)))
+        advance(len(images))
+        part = to_herd[number]
+        if sum(map(len, features)) == len(part.places):
+            rows = herd(torch.cat(features), discriminant.means[part.class_index], discriminant.metric, part.count)
+            chosen.append(replace(part, places=np.sort(part.places[rows])))
+            features.clear()
+    chosen.sort(key=lambda part: part.class_index)
+    return of(chosen, [part.class_index for part in chosen])
 
 
 def shares_of(limit: int, sizes: Sequence[int]) -> list[int]:
-    """Spread `limit` over parts in proportion to their `sizes`, which it does not exceed in all, nor in any."""
-    ends = limit * np.cumsum([0, *sizes]) // sum(sizes)
+    """Spread `limit`, or all there are if that is less, over parts in proportion to their `sizes`."""
+    total = sum(sizes)
+    ends = min(limit, total) * np.cumsum([0, *sizes]) // max(total, 1)
     return [int(share) for share in np.diff(ends)]
-
-
-def _split(
-    sources: Mapping[Path, ImageSource], unreadable: Sequence[int], places: Sequence[np.ndarray]
-) -> list[ChosenImages]:
-    """What is of each source of the `places` of each class, ascending, in all sources one after another."""
-    chosen, first = [], 0
-    for (path, source), damaged in zip(sources.items(), unreadable, strict=True):
-        here = [of_class[(of_class >= first) & (of_class < first + len(source))] - first for of_class in places]
-        chosen.append(
-            ChosenImages(
-                path=path,
-                source=source,
-                unreadable=damaged,
-                places=np.concatenate(here),
-                classes=np.repeat(np.arange(len(here)), [len(of_class) for of_class in here]),
-            )
-        )
-        first += len(source)
-    return chosen
 
 
 def score_images(
