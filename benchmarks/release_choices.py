@@ -203,13 +203,14 @@ def table(records: Sequence[Record]) -> str:
                         spread([run["noise"] for run in found], "{:.2g}"),
                         spread([run["class_means"] for run in found], "{:.1f}", factor=100),
                         spread([run["accuracy"]["cnn"] for run in found], "{:.1f}", factor=100),
+                        spread([run["fid"] for run in found], "{:.1f}"),
                         spread([run["kid"] for run in found], "{:.4f}"),
                         str(sum(run["corrected"] for run in found)),
                         str(len(found)),
                         str(sum(not run["settings"]["bfloat16"] for run in found)),
                     ]
                 )
-        head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "KID"]
+        head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "FID", "KID"]
         text.append(
             f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
             + f"{extractor}; code {version}.\n\n"

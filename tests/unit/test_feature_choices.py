@@ -86,7 +86,7 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     monkeypatch.setattr(labelling, "IMAGES", 60)
     monkeypatch.setattr(release_choices, "settings_for", lambda *_, **changes: small_settings(steps=2))
     monkeypatch.setattr(
-        release_choices, "scores", lambda *_: {"accuracy": {"cnn": 0.5}, "kid": 0.25, "extractor": "none"}
+        release_choices, "scores", lambda *_: {"accuracy": {"cnn": 0.5}, "fid": 9.5, "kid": 0.25, "extractor": "none"}
     )
     x = (squares(3, 20) * 255).byte().permute(0, 2, 3, 1).numpy()
     sets = {"classes": np.array(["a", "b", "c"]), "y": np.repeat(np.arange(3), 20)}
@@ -117,7 +117,7 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     text = release_choices.document(read_log(tmp_path / "log"))
     assert "## squares, ε = 50" in text
     assert "| 1x1 | averages over the whole image of all | 960 |" in text
-    assert "| 50.0 | 0.2500 |" in text
+    assert "| 50.0 | 9.5 | 0.2500 |" in text
 
 
 RUN = {
@@ -135,6 +135,7 @@ RUN = {
     "class_means": 0.5,
     "corrected": True,
     "accuracy": {"cnn": 0.5},
+    "fid": 9.5,
     "kid": 0.25,
     "extractor": "one, of 3",
 }
