@@ -28,6 +28,7 @@ def parts() -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.slow  # as those below that take `parts`: a run of the benchmark, which `make bench` is for
 @pytest.mark.parametrize("part", LETTERS)
 def test_every_figure_of_a_quick_run_is_finite_and_positive(part: str, parts: list[dict[str, object]]) -> None:
     tables = [table for table in parts if str(table["title"]).startswith(LETTERS[part])]
@@ -38,6 +39,7 @@ def test_every_figure_of_a_quick_run_is_finite_and_positive(part: str, parts: li
         assert (row["verdict"] is None) == (row["target"] is None)
 
 
+@pytest.mark.slow
 def test_data_that_are_not_here_are_named_in_a_sentence_and_the_rest_is_measured(
     parts: list[dict[str, object]],
 ) -> None:
@@ -46,6 +48,7 @@ def test_data_that_are_not_here_are_named_in_a_sentence_and_the_rest_is_measured
     assert "is not on this machine" in str(table["notes"])
 
 
+@pytest.mark.slow
 def test_every_part_has_targets_but_the_release(parts: list[dict[str, object]]) -> None:
     targets = {str(table["title"])[:3] for table in parts for row in table["rows"] if row["target"]}  # type: ignore[attr-defined]
     assert targets == {"(a)", "(c)", "(d)"}
