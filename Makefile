@@ -30,7 +30,7 @@ bench-quality: $(VENV)/.installed
 	$(QUALITY) --table benchmarks/results.jsonl > docs/RESULTS.md
 	$(QUALITY) --history benchmarks/results.jsonl > docs/RESULTS_HISTORY.md
 
-# What should be released, and what made of it? Some three minutes for each of 150 runs; it may be stopped and begun again.
+# What should be released, and what made of it? Some three minutes for each of 168 runs; it may be stopped and begun again.
 CHOICES := $(RUN) benchmarks/release_choices.py --log benchmarks/choices.jsonl --eps 0.2 --steps 350
 bench-choices: $(VENV)/.installed
 	$(CHOICES) --data ../shared/data/cifar10.zip
