@@ -56,7 +56,7 @@ def _by_margin(images: Tensor, discriminant: MeanDiscriminant, limits: Sequence[
     classes, margins, squared_distances = map(torch.cat, zip(*judged, strict=True))
     margins[squared_distances > REACH * discriminant.squared_radius] = -torch.inf
     best = [torch.where(classes == c, margins, -torch.inf).topk(limit).indices for c, limit in enumerate(limits)]
-    return [rows.sort().values.numpy() for rows in best]
+    return [rows.sort().values.cpu().numpy() for rows in best]
 
 
 @torch.inference_mode()
@@ -76,4 +76,4 @@ def _of_all(images: Tensor, discriminant: MeanDiscriminant, limits: Sequence[int
                 chosen[class_index].append(row)
                 missing[class_index] -= features[row]
                 half_squares[row], gains[:, row] = torch.inf, -torch.inf  # it is taken
-    return [np.sort(rows) for rows in chosen]
+    return [np.sort(np.array(rows, np.int64)) for rows in chosen]

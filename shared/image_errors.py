@@ -36,6 +36,10 @@ class LabelError(LocatedError):
     """A label is outside 0..K-1, or is none at all."""
 
 
+class LabelOutsideError(LabelError):
+    """A label numbers none of the classes."""
+
+
 class UnlabelledImageError(LocatedError):
     """An image has no label where the others have one."""
 

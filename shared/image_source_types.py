@@ -33,7 +33,7 @@ from dpmepf.shared.image_decoding import (
     decode_image,
     read_header,
 )
-from dpmepf.shared.image_errors import LabelError
+from dpmepf.shared.image_errors import LabelOutsideError
 
 HEADER_BYTES = 2**16  # read of an image for its header; all of it only where a header is longer, or says less
 OUT_OF_RANGE = "its values leave [0, 1]; an array holds uint8, or floats from 0 to 1"
@@ -69,7 +69,7 @@ class ImageSource(ABC):
         self.public = public
         outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if outside.size:
-            raise LabelError(
+            raise LabelOutsideError(
                 f"a label is outside 0..{len(classes) - 1}: declare every class (--classes 12, or cat,dog,…)",
                 location=self.location(int(outside[0])),
                 public=public,

@@ -20,7 +20,7 @@ from dpmepf.shared.class_names import UNLABELLED, numbered_classes
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.idx_files import find_idx_pairs
-from dpmepf.shared.image_errors import ClassesError, LabelError, UndeclaredClassError
+from dpmepf.shared.image_errors import ClassesError, LabelOutsideError, UndeclaredClassError
 from dpmepf.shared.image_loading import iterate_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.schema import infer_schema
@@ -242,7 +242,7 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
             return source, called_by_number
     except ClassesError as error:
         first = error
-    except LabelError as error:
+    except LabelOutsideError as error:
         if not is_idx:
             raise UsageError(
                 "the real data have a label that numbers none of the classes they name: correct one of the two"
@@ -254,11 +254,11 @@ def _open_real(path: Path, synthetic_classes: tuple[str, ...], split: str | None
         return open_images(path, classes=classes, split=split, default_split="test"), True
     except UndeclaredClassError as error:
         raise first or error from error
-    except LabelError as error:
+    except LabelOutsideError as error:
         if source is not None:  # of other classes, which distances do not mind
             return source, True
         raise UsageError(
-            f"the real data have labels beyond 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
+            f"the real data have labels outside 0 to {len(classes) - 1}, the numbers of the {len(classes)} classes of "
             "the synthetic data: test on data of the same classes"
         ) from error
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ MARKER_FILE = ".unfinished"
 OWN_NAMES = {RUN_FILE, MARKER_FILE, CHECKPOINT_FILE, CONFIGURATION_FILE, WEIGHTS_FILE, CURVE_FILE, PREVIEW_FILE}
 OWN_NAMES |= {REPORT_FILE, IMAGES_FOLDER, NPZ_FILE}
 OF_FILE_BROWSERS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+REPLACED = ".replaced"  # ending of the name that an earlier result has for a moment
 
 
 @dataclass(kw_only=True)
@@ -35,10 +37,12 @@ class OutputFolder:
     Fields:
         path: the finished folder, which appears at once and complete.
         lock: descriptor of the locked marker of the run that fills it, from `begin` to `finish` or `abandon`.
+        replaces: whether what is at `path` may be replaced, as `check` was told.
     """
 
     path: Path
     lock: int | None = field(default=None, init=False)
+    replaces: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if not self.path.name:
@@ -65,14 +69,10 @@ class OutputFolder:
                 raise UsageError(f"{path} exists and is not a folder: choose another --output")
             if path.is_dir() and any(path.iterdir()) and not (path / recognised).is_file():
                 raise UsageError(f"{path} holds files that dpmepf-synth did not write: choose another --output")
-            if path.is_dir() and (others := _not_ours(path)):
-                raise UsageError(
-                    f"{path} holds what dpmepf-synth did not write, {others[0]!a}"
-                    + (f" and {len(others) - 1} more" if others[1:] else "")
-                    + ", and would not keep: move it elsewhere, or choose another --output"
-                )
+            _require_ours(path)
         if os.path.ismount(self.path):
             raise UsageError(f"{self.path} is a mount point, which no folder can replace: name a folder in it")
+        self.replaces = resume or force
         if resume:
             if self._has_files() and self.checkpoint_folder() is None:
                 raise UsageError(f"{self.path} holds no {CHECKPOINT_FILE} to resume from: begin again with --force")
@@ -89,25 +89,31 @@ class OutputFolder:
         return next((folder for folder in (self.partial, self.path) if (folder / CHECKPOINT_FILE).is_file()), None)
 
     def require_unused(self) -> None:
-        """Refuse a folder that another run is filling.
+        """Refuse a folder that another run is filling; an earlier result that a killed one left unnamed gets its name.
 
         Raises:
             UsageError: there is one.
         """
         if (self.partial / MARKER_FILE).is_file():
             os.close(self._locked())
+        if not os.path.lexists(self.path) and self.path.parent.is_dir():
+            names = sorted(path.name for path in self.path.parent.iterdir())
+            unnamed = [name for name in names if name.startswith(f".{self.path.name}.") and name.endswith(REPLACED)]
+            for name in unnamed[:1]:
+                self.path.with_name(name).rename(self.path)
 
     def begin(self, *, keep_checkpoint: bool) -> Path:
         """Create the folder to fill, holding the checkpoint to resume from if `keep_checkpoint`, and return it.
 
         Raises:
-            UsageError: another run is filling it.
+            UsageError: another run is filling it, or somebody has put something into it.
         """
         self.partial.mkdir(parents=True, exist_ok=True)
+        _require_ours(self.partial)
         self.lock = self._locked()
         kept = {MARKER_FILE, CHECKPOINT_FILE} if keep_checkpoint else {MARKER_FILE}
         for leftover in self.partial.iterdir():  # of a run that was interrupted, perhaps while it drew
-            if leftover.is_dir():
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             elif leftover.name not in kept:
                 leftover.unlink()
@@ -121,10 +127,17 @@ class OutputFolder:
 
         What somebody has put into that since `check` is kept in the new one. Where the folder cannot be named, it is
         left as an interrupted run's.
+
+        Raises:
+            UsageError: something has come to be there that may not be replaced.
         """
+        if self._has_files() and not self.replaces:
+            raise UsageError(
+                f"{self.path} has come to hold files meanwhile: move them, then go on with --resume, which draws again"
+            )
         if sys.platform == "win32":  # where no folder can be renamed in which a file is open
             self._unlock()
-        replaced = self.path.with_name(f".{self.path.name}.{os.getpid()}.replaced")
+        replaced = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}{REPLACED}")
         if self.path.exists():
             self.path.rename(replaced)
         try:
@@ -137,7 +150,9 @@ class OutputFolder:
         self._unlock()
         if replaced.exists():
             for name in _not_ours(replaced):
-                (replaced / name).rename(self.path / name)
+                kept = self.path / name
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                (replaced / name).rename(kept.with_name(f"{kept.name}.before") if os.path.lexists(kept) else kept)
             shutil.rmtree(replaced)
 
     def abandon(self) -> None:
@@ -175,8 +190,31 @@ class OutputFolder:
         return self.path.is_dir() and any(self.path.iterdir())
 
 
+def _require_ours(folder: Path) -> None:
+    others = _not_ours(folder)
+    if others:
+        raise UsageError(
+            f"{folder} holds what dpmepf-synth did not write, {others[0]!a}"
+            + (f" and {len(others) - 1} more" if others[1:] else "")
+            + ", and would not keep: move it elsewhere, or choose another --output"
+        )
+
+
 def _not_ours(folder: Path) -> list[str]:
-    """Names in `folder` of what neither this program nor a file browser puts there."""
-    names = [path.name for path in folder.iterdir()]
-    written = {name: re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name) for name in names}  # see `replacing`
-    return sorted(name for name, final in written.items() if final not in OWN_NAMES | OF_FILE_BROWSERS)
+    """Paths below `folder`, if there is one, of what neither this program nor a file browser puts there."""
+    images = folder / IMAGES_FOLDER
+    found = [*_names(folder), *(f"{IMAGES_FOLDER}/{name}" for name in _names(images) if not (images / name).is_dir())]
+    others = [name for name in found if re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", name) not in OWN_NAMES]  # see `replacing`
+    for name in _names(images):
+        others += [f"{IMAGES_FOLDER}/{name}/{of_class}" for of_class in _names(images / name)]
+    return sorted(
+        name
+        for name in others
+        if not re.fullmatch(rf"{IMAGES_FOLDER}/[^/]+/\d{{6,}}\.png", name)
+        and name.rpartition("/")[2] not in OF_FILE_BROWSERS
+        and not name.rpartition("/")[2].startswith("._")
+    )
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() and not folder.is_symlink() else []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_errors import LabelError, UnreadableImageError
+from dpmepf.shared.image_errors import LabelOutsideError, UnreadableImageError
 from dpmepf.shared.image_loading import iterate_batches, iterate_indexed_batches
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.synthesize.labelling import MeanDiscriminant
@@ -116,7 +116,7 @@ def open_public_images(paths: Sequence[Path]) -> dict[Path, ImageSource]:
             raise UsageError(f"--public {path} is named twice: once is enough")
         try:
             sources[path] = open_images(path, public=True)
-        except LabelError as error:
+        except LabelOutsideError as error:
             raise UsageError(
                 f"--public {path}: an image in it has a label that numbers no class, as -1 does: leave the labels out, "
                 "which are not used"
@@ -204,8 +204,12 @@ def _draft(
     for class_index, (candidates, share) in enumerate(zip(places, shares, strict=True)):
         if share:
             parts = np.array_split(random.permutation(candidates), -(-len(candidates) // block))
-            for part, count in zip(parts, shares_of(share, [*map(len, parts)]), strict=True):
-                blocks.append(_Block(class_index=class_index, places=np.sort(part), count=count))
+            counts = shares_of(share, [*map(len, parts)])
+            blocks += [
+                _Block(class_index=class_index, places=np.sort(part), count=count)
+                for part, count in zip(parts, counts, strict=True)
+                if count
+            ]
     return blocks
 
 
@@ -282,6 +286,8 @@ def score_images(
         alike[places] = (squared_distances <= REACH * discriminant.squared_radius).cpu().numpy()
         read += len(places)
         advance(len(places))
+    if read < len(source):
+        advance(len(source) - read)
     return PublicScores(classes=classes, alike=alike, unreadable=len(source) - read)
 
 

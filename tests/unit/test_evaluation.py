@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 
 from dpmepf.shared.encoders import BuiltinEncoder
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.image_errors import ClassesError
+from dpmepf.shared.image_errors import ClassesError, LabelError
 from dpmepf.synthesize import distances
 from dpmepf.synthesize.evaluation import NOTE, EvaluationSettings, evaluate, match_classes
 from dpmepf.synthesize.evaluation_report import Accuracy, check_report_path, write_report
@@ -181,7 +182,7 @@ def test_idx_files_of_more_or_fewer_classes_than_ten_are_those_of_the_synthetic_
     write_idx(tmp_path / "real", prefix, images, labels + count - 3)
     assert evaluate(synthetic, tmp_path / "real", QUICK).accuracy["logistic"].mean >= 0.95
     write_idx(tmp_path / "real", prefix, images, labels + count)
-    with pytest.raises(UsageError, match=f"labels beyond 0 to {count - 1}|the classes differ: of the {count} "):
+    with pytest.raises(UsageError, match=f"labels outside 0 to {count - 1}|the classes differ: of the {count} "):
         evaluate(synthetic, tmp_path / "real", QUICK)
 
 
@@ -235,8 +236,17 @@ def test_labels_that_are_damaged_are_said_to_be_and_names_are_not_passed_over(tm
     np.savez(tmp_path / "named.npz", x=images, y=labels + 1, classes=np.array(NAMES[::-1]))
     np.savez(tmp_path / "negative.npz", x=images, y=labels - 1)
     for real in ("named.npz", "negative.npz"):
-        with pytest.raises(UsageError, match=r"a label that numbers none|labels beyond 0 to 2, the numbers of the 3"):
+        with pytest.raises(UsageError, match=r"a label that numbers none|labels outside 0 to 2, the numbers of the 3"):
             evaluate(synthetic, tmp_path / real, QUICK)
+
+
+def test_a_label_that_is_none_at_all_is_said_as_what_it_is(synthetic: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "real.tar", "w") as archive:
+        for name in ("0.png", "0.cls"):
+            (tmp_path / name).touch()
+            archive.add(tmp_path / name, name)
+    with pytest.raises(LabelError, match="holds no label"):
+        evaluate(synthetic, tmp_path / "real.tar", QUICK)
 
 
 def test_a_set_that_is_not_complete_is_not_measured(synthetic: Path, real: Path, tmp_path: Path) -> None:

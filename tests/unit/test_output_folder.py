@@ -14,7 +14,7 @@ import pytest
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
-from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
+from dpmepf.synthesize.output_folder import MARKER_FILE, RUN_FILE, OutputFolder
 
 
 def output_in(tmp_path: Path) -> OutputFolder:
@@ -73,20 +73,22 @@ def test_somebody_elses_files_are_never_replaced(tmp_path: Path, force: bool, re
 
 
 @pytest.mark.parametrize("unfinished", [False, True])
-@pytest.mark.parametrize("name", ["artifact.h5", "scores.json", ".notes.7.tmp", "selected/1.png"])
+@pytest.mark.parametrize(
+    "name", ["artifact.h5", "scores.json", ".notes.7.tmp", "selected", "images/labels.csv", "images/cat/mine.png"]
+)
 def test_what_somebody_put_beside_a_result_is_not_lost_with_it(tmp_path: Path, name: str, unfinished: bool) -> None:
     output = output_in(tmp_path)
     finished(output)
     folder = output.begin(keep_checkpoint=True) if unfinished else output.path
     if unfinished:
         output.abandon()
-    for ours in ("images", "gen.npz", ".DS_Store", f".{CHECKPOINT_FILE}.123.tmp"):
+    (folder / "images" / "cat").mkdir(parents=True)
+    for ours in ("images/cat/000123.png", "images/._cat", "gen.npz", ".DS_Store", f".{CHECKPOINT_FILE}.123.tmp"):
         (folder / ours).touch()
     output.check(resume=False, force=True)
-    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).touch()
     for resume in (True, False):
-        with pytest.raises(UsageError, match=f"not write, '{name.partition('/')[0]}', and would not keep: move it"):
+        with pytest.raises(UsageError, match=f"not write, '{name}', and would not keep: move it"):
             output.check(resume=resume, force=not resume)
     (folder / "zebra.txt").touch()
     with pytest.raises(UsageError, match="' and 1 more, and would not keep"):
@@ -99,13 +101,72 @@ def test_what_somebody_put_there_meanwhile_is_kept(tmp_path: Path) -> None:
     output.check(resume=False, force=True)
     (output.begin(keep_checkpoint=False) / RUN_FILE).write_text("new")
     (output.path / "notes.txt").write_text("years of work")
+    (output.path / "images" / "cat").mkdir(parents=True)
+    (output.path / "images" / "cat" / "mine.png").touch()
+    (output.partial / "notes.txt").write_text("others")
     output.finish()
-    assert {path.name for path in output.path.iterdir()} == {RUN_FILE, "notes.txt"}
+    assert {path.name for path in output.path.iterdir()} == {RUN_FILE, "notes.txt", "notes.txt.before", "images"}
+    assert (output.path / "images" / "cat" / "mine.png").is_file()
+    assert (output.path / "notes.txt").read_text() == "others"
+    (output.path / "notes.txt.before").rename(output.path / "notes.txt")
     output.begin(keep_checkpoint=False)
     (output.partial / "notes.txt").write_text("more work")
     output.abandon()
     assert (output.path / "notes.txt").read_text() == "years of work"
     assert (output.partial / "notes.txt").read_text() == "more work"
+
+
+def test_a_result_that_came_to_be_there_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
+    output = output_in(tmp_path)
+    output.check(resume=False, force=False)
+    (output.begin(keep_checkpoint=False) / CHECKPOINT_FILE).write_text("ours")
+    output.path.mkdir()
+    (output.path / RUN_FILE).write_text("somebody's")
+    with pytest.raises(UsageError, match="has come to hold files meanwhile: move them, then go on with --resume"):
+        output.finish()
+    output.abandon()
+    assert (output.path / RUN_FILE).read_text() == "somebody's"
+    assert (output.partial / CHECKPOINT_FILE).read_text() == "ours"
+
+
+def test_what_was_put_there_before_the_work_begins_is_not_lost(tmp_path: Path) -> None:
+    """Between looking and beginning, opening images and compiling may take minutes."""
+    output = output_in(tmp_path)
+    output.begin(keep_checkpoint=False)
+    (output.partial / CHECKPOINT_FILE).write_text("checkpoint")
+    (output.partial / "images").symlink_to(tmp_path)
+    output.abandon()
+    output.check(resume=True, force=False)
+    (output.partial / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"'notes\.txt', and would not keep"):
+        output.begin(keep_checkpoint=True)
+    (output.partial / "notes.txt").unlink()
+    assert {path.name for path in output.begin(keep_checkpoint=True).iterdir()} == {MARKER_FILE, CHECKPOINT_FILE}
+    assert tmp_path.is_dir()
+
+
+def test_a_result_that_a_killed_process_was_replacing_gets_its_name_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = output_in(tmp_path)
+    finished(output)
+    output.check(resume=False, force=True)
+    (output.begin(keep_checkpoint=False) / RUN_FILE).write_text("new")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path == output.partial:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            output.finish()
+    output.abandon()
+    assert not output.path.exists()
+    output.require_unused()
+    assert (output.path / RUN_FILE).read_text() == "old"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -209,6 +270,7 @@ def test_a_folder_that_cannot_be_named_can_be_resumed(tmp_path: Path, monkeypatc
     """As when the path became a mount point meanwhile: the work is not lost, nor the result that was to be replaced."""
     output = output_in(tmp_path)
     finished(output)
+    output.check(resume=False, force=True)
     (output.begin(keep_checkpoint=False) / CHECKPOINT_FILE).write_text("new")
     rename = Path.rename
 

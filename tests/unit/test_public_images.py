@@ -212,6 +212,15 @@ def test_damaged_public_images_are_left_out_and_counted(
         images = archive["x"].astype(np.float32) / 255
     images[0, 0, 0, 0] = np.nan
     np.savez(tmp_path / "damaged.npz", x=images)
+    seen: list[tuple[int, int]] = []
+    choose_public_images(
+        open_public_images([tmp_path / "damaged.npz"]),
+        discriminant,
+        (9, 9, 9),
+        on_images=lambda *step: seen.append(step),
+        **FORM,
+    )
+    assert sum(count for count, _ in seen) == seen[-1][1]  # those left out included
     whole = choose(squares_and_noise[:1], discriminant, (1000, 1000, 1000))[0]
     part = choose((tmp_path / "damaged.npz",), discriminant, (1000, 1000, 1000))[0]
     assert (whole.unreadable, part.unreadable) == (0, 1)

@@ -142,6 +142,8 @@ def test_each_choice_of_public_images_takes_as_many_and_what_it_says(choice: str
     discriminant = MeanDiscriminant(means, metric, lambda bytes_: features_of(bytes_ / 255))
     (chosen,) = public_choice(choice, tmp_path / "public.npz", discriminant, [20, 20, 20], Form(28, 1))
     assert np.bincount(chosen.classes).tolist() == [10, 10, 10]
+    (without,) = public_choice(choice, tmp_path / "public.npz", discriminant, [20, 0, 20], Form(28, 1))
+    assert (np.bincount(without.classes).tolist(), without.places.dtype) == ([10, 0, 10], np.int64)
     assert len(set(chosen.places)) == 30
     assert (chosen.places // 60 == chosen.classes).all()  # images of another class would not bring the mean nearer
     _, margins, _ = discriminant.judge((255 * images).byte())
