@@ -148,8 +148,8 @@ TRAININGS = {
         prior=True,
     ),
     "public": Training(
-        description="public images that look like a class and together have its mean features (kernel herding) take "
-        "the place of half of its generated ones, as by `dpmepf-synth --public`",
+        description="public images that look like a class and together come near its mean features (kernel herding) "
+        "take the place of half of its generated ones, as by `dpmepf-synth --public`",
         public=AS_THE_COMMAND,
     ),
     "public-margin": Training(

@@ -89,18 +89,20 @@ class OutputFolder:
         return next((folder for folder in (self.partial, self.path) if (folder / CHECKPOINT_FILE).is_file()), None)
 
     def require_unused(self) -> None:
-        """Refuse a folder that another run is filling; an earlier result that a killed one left unnamed gets its name.
+        """Refuse a folder that another run is filling.
 
         Raises:
             UsageError: there is one.
         """
         if (self.partial / MARKER_FILE).is_file():
             os.close(self._locked())
-        if not os.path.lexists(self.path) and self.path.parent.is_dir():
-            names = sorted(path.name for path in self.path.parent.iterdir())
-            unnamed = [name for name in names if name.startswith(f".{self.path.name}.") and name.endswith(REPLACED)]
-            for name in unnamed[:1]:
-                self.path.with_name(name).rename(self.path)
+
+    def restore(self) -> None:
+        """Give an earlier result its name again that a killed run was about to replace; no other may be filling it."""
+        unnamed = re.compile(rf"\.{re.escape(self.path.name)}\.[0-9a-f]+{re.escape(REPLACED)}")
+        left = next((name for name in sorted(_names(self.path.parent)) if unnamed.fullmatch(name)), None)
+        if left is not None and not os.path.lexists(self.path):
+            self.path.with_name(left).rename(self.path)
 
     def begin(self, *, keep_checkpoint: bool) -> Path:
         """Create the folder to fill, holding the checkpoint to resume from if `keep_checkpoint`, and return it.

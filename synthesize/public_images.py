@@ -3,9 +3,9 @@
 Noisy class means know more of the classes than a generator of modest size can draw. Public photographs that look like a
 class teach what is missing, if they lie where images of the class lie. So a public image is a candidate for the class
 that the linear discriminant (see `labelling`) finds, unless it is farther from that class's mean than generated images
-ever are. Of the candidates, the data set takes some that together have the class's mean features, by kernel herding
-(Chen, Welling & Smola, UAI 2010): those that are told best from every other class would be alike, and in no proportion
-to what the class holds.
+ever are. Of the candidates, the data set takes some that together come near the class's mean features, by kernel
+herding (Chen, Welling & Smola, UAI 2010): those that are told best from every other class would be alike, and in no
+proportion to what the class holds.
 
 Only the release, generated and public images enter: post-processing.
 """
@@ -64,7 +64,7 @@ class ChosenImages:
         path: of the source.
         source: all its images.
         unreadable: number of them that could not be decoded.
-        places: int64 n, where the chosen ones are in `source`, class by class.
+        places: int64 n, where the chosen ones are in `source`, class by class, ascending in each.
         classes: int64 n, their classes, ascending.
     """
 
@@ -228,12 +228,11 @@ def _chosen(
     """Choose from one source; features are of one block at a time, and images are read in one go."""
 
     def of(blocks: Sequence[_Block], numbers: Sequence[int]) -> ChosenImages:
+        places = np.concatenate([np.empty(0, np.int64), *(part.places for part in blocks)])
+        classes = np.repeat(np.asarray(numbers, np.int64), [len(part.places) for part in blocks])
+        order = np.lexsort((places, classes))  # a source is read forward once for each of `numbers`
         return ChosenImages(
-            path=path,
-            source=source,
-            unreadable=unreadable,
-            places=np.concatenate([np.empty(0, np.int64), *(part.places for part in blocks)]),
-            classes=np.repeat(np.asarray(numbers, np.int64), [len(part.places) for part in blocks]),
+            path=path, source=source, unreadable=unreadable, places=places[order], classes=classes[order]
         )
 
     chosen = [part for part in blocks if part.count == len(part.places)]
@@ -247,9 +246,8 @@ def _chosen(
         part = to_herd[number]
         if sum(map(len, features)) == len(part.places):
             rows = herd(torch.cat(features), discriminant.means[part.class_index], discriminant.metric, part.count)
-            chosen.append(replace(part, places=np.sort(part.places[rows])))
+            chosen.append(replace(part, places=part.places[rows]))
             features.clear()
-    chosen.sort(key=lambda part: part.class_index)
     return of(chosen, [part.class_index for part in chosen])
 
 

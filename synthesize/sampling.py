@@ -22,7 +22,7 @@ NPZ_FILE = "gen.npz"
 FORMATS = ("folder", "npz")
 BATCH = 250
 MOST_UNASKED = 10_000_000  # images that the released class sizes alone can ask for
-MOST_SAMPLES = 100_000_000  # which take 2 GB of memory besides the disk
+MOST_SAMPLES = 100_000_000  # their classes and order, 8 bytes each, are held in memory
 WRITERS = 4
 LONGEST_NAME = 100  # bytes of UTF-8, far below the 255 that file systems allow
 

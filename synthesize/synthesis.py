@@ -96,6 +96,7 @@ def synthesise(
     began = time.monotonic()
     output = OutputFolder(path=Path(request.output))
     output.require_unused()
+    output.restore()
     run = prepare(request, output, processes, on_compile=callbacks.on_compile)
     try:
         folder = output.begin(keep_checkpoint=run.checkpoint is not None)

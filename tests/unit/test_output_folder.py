@@ -165,8 +165,13 @@ def test_a_result_that_a_killed_process_was_replacing_gets_its_name_again(
             output.finish()
     output.abandon()
     assert not output.path.exists()
-    output.require_unused()
+    named_alike = OutputFolder(path=output.path.with_name(output.path.name.partition("h")[0]))
+    output.path.with_name(f".{named_alike.path.name}.other.abc.replaced").mkdir()
+    for folder in (named_alike, output):
+        folder.require_unused()
+        folder.restore()
     assert (output.path / RUN_FILE).read_text() == "old"
+    assert not named_alike.path.exists()  # what another output left is not its
 
 
 @pytest.mark.parametrize("force", [False, True])
