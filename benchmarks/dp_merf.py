@@ -10,7 +10,8 @@ moves a sum by up to 2, as it does with whitened perceptual features, and by √
 
 All else is ours and the same as for perceptual features: exact integer sums, one discrete Gaussian release with class
 sizes, generator, optimiser, number of steps and of images. So the difference between the two rows is that of the
-features and of what needs good ones: the metric is Euclidean, as in DP-MERF, and no label is corrected.
+features and of what needs good ones: the metric is Euclidean, as in DP-MERF, no label is corrected, and images in
+colour are not changed at random as they are drawn.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def write_dp_merf_set(
     ).to(device)
     release, generator = release_and_train(
         source,
-        replace(settings, probe=False),  # which is for labels that are corrected, and more noise for a generator
+        replace(settings, probe=False, vary=False),  # a probe is for labels that are corrected, and more noise
         schema=schema,
         feature_map=feature_map,
         epsilon=epsilon,

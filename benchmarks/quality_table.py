@@ -40,6 +40,9 @@ OTHERS_CURRENT_SINCE = {  # what is trained without a probe: since bc369bfd8c
     **dict.fromkeys(("dp-sgd", "real"), ""),
 }
 
+DP_MERF_OF_COLOUR_SINCE = "2026-11-30T04:18:00+00:00"  # without changes at random, which grey images never had
+GREY = ("MNIST", "Fashion-MNIST")
+
 PUBLIC_CURRENT_SINCE = "2026-11-30T02:14:00+00:00"  # of sets with public images: how these are chosen (e3c4ea0)
 
 
@@ -74,7 +77,9 @@ def history(records: Iterable[Record]) -> str:
 
 def is_current(run: Record) -> bool:
     """Whether the code of a run makes what today's makes, but for chance."""
-    since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], ""))
+    since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], max(CURRENT_SINCE.values())))
+    if run["method"] == "dp-merf" and run["data"] not in GREY:
+        since = DP_MERF_OF_COLOUR_SINCE
     since = max(since, PUBLIC_CURRENT_SINCE if run["settings"].get("public") else "")
     return run["committed"] >= since
 

@@ -31,7 +31,7 @@ from feature_choices import BATCH, CHOICES, Form
 from public_choices import public_choice
 from quality_log import Record, append_to_log, distinct, key_of, read_log
 from quality_table import markdown, spread
-from run_identity import commit_time_of, machine, version_of
+from run_identity import commit_time_of, machine, require_unchanged, version_of
 from synthesis_quality import DATA_NAMES, console, native_bfloat16, scores
 from training_choices import AS_BY_DEFAULT, TRAININGS
 
@@ -281,6 +281,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 record = one_run(plan, options, Path(folder), Path(sums))
+            require_unchanged(plan["version"], *OWN_FILES)
             append_to_log(options.log, record)
             console.print(json.dumps(record), soft_wrap=True)
 

@@ -124,7 +124,9 @@ TRAININGS = {
         changes=lambda preset, channels: {"vary": channels == 1},
     ),
     "no-relabel": Training(
-        description="labels are not corrected", changes=lambda preset, channels: {"probe": False}, relabels=False
+        description="labels are not corrected, and no noise is added to judge labels by",
+        changes=lambda preset, channels: {"probe": False},
+        relabels=False,
     ),
     "euclidean": Training(
         description="a generator's means are compared by Euclidean distance, not within classes",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from torch.nn import functional
 
@@ -21,6 +21,7 @@ from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 
 CANNOT_TAKE = (RuntimeError, AssertionError)  # what encoders raise at images that are too small for them
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish)
+OF_NO_IMAGE = ".cpb_mlp."  # position biases of Swin's second version: the same for all images
 ACTIVATION_NODE = re.compile(r"(relu6?|gelu|silu|hardswish)(_\d+)?")  # functional, or a module used more than once
 
 
@@ -33,6 +34,7 @@ def activation_layers(model: nn.Module, encoder: str) -> tuple[str, ...]:
         for node in nodes
         if (_ends_in(modules.get(node), ACTIVATIONS) or ACTIVATION_NODE.fullmatch(node.rpartition(".")[2]))
         and not (encoder == BUILTIN and node.startswith("head"))
+        and OF_NO_IMAGE not in node
     )
     if not layers:
         raise UsageError(f"the encoder {encoder} has no activation layers to take features from: choose another")
@@ -58,13 +60,18 @@ def with_positions(model: nn.Module, layers: tuple[str, ...], *, encoder: str, r
     """Those of `layers` whose activation is an image, N×C×H×W or N×H×W×C."""
     with torch.no_grad():
         try:
-            found = traced(model, layers)(torch.zeros(1, 3, resolution, resolution))
+            found = _activations(traced(model, layers), resolution, resolution)
         except CANNOT_TAKE as error:
             raise UsageError(too_small(encoder, resolution)) from error
     spatial = tuple(layer for layer in layers if found[layer].ndim == 4)
     if not spatial:
         raise UsageError(f"no activation of the encoder {encoder} is an image: choose another --encoder or --features")
     return spatial
+
+
+def _activations(extractor: GraphModule, height: int, width: int) -> dict[str, Tensor]:
+    """Of one black image. A GraphModule that is called, not asked for `forward`, prints a traceback when it fails."""
+    return cast(dict[str, Tensor], extractor.forward(torch.zeros(1, 3, height, width)))
 
 
 def too_small(encoder: str, resolution: int) -> str:
@@ -104,7 +111,7 @@ def put_channels_first(extractor: GraphModule, *, encoder: str, resolution: int)
     Raises: UsageError when the encoder cannot take images of that size, or has activations of another kind.
     """
     try:
-        square, wide = (extractor(torch.zeros(1, 3, resolution, width)) for width in (resolution, 2 * resolution))
+        square, wide = (_activations(extractor, resolution, width) for width in (resolution, 2 * resolution))
     except CANNOT_TAKE as error:
         raise UsageError(too_small(encoder, resolution)) from error
     output = next(node for node in extractor.graph.nodes if node.op == "output")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+import re
 import socket
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -32,6 +34,7 @@ HEAD_WIDTH = 512
 WHITENING = "whitening."  # names of its weights begin so
 PIXEL_MEAN = (0.480, 0.448, 0.397)  # of the public training images, 0..1, per colour channel
 PIXEL_STD = (0.277, 0.269, 0.282)
+OLD_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
 PATIENCE = 30.0  # seconds for a server to answer: some firewalls let requests vanish
 
 
@@ -129,7 +132,7 @@ def load_encoder(
             else torch.load(file, weights_only=True, map_location="cpu")
         )
         encoder = _builtin_for(state) if name == BUILTIN else _torchvision_model(name)
-        encoder.load_state_dict(with_batch_counters(encoder, state))
+        encoder.load_state_dict(_with_names_of_today(with_batch_counters(encoder, state)))
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -172,10 +175,25 @@ def is_finite(state: Mapping[str, Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
 
 
-def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the counters of batch-norm layers, which play no part in evaluation, where a file leaves them out."""
-    counters = {n: t for n, t in encoder.state_dict().items() if n.endswith("num_batches_tracked") and n not in state}
-    return {**state, **counters}
+def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Add the counters of batch-norm layers, which play no part in evaluation, where a file leaves them out.
+
+    The versions of modules that a .pth file tells of are kept; a .safetensors file, which tells of none, is taken to be
+    of the encoder's own.
+    """
+    own = encoder.state_dict()
+    completed = OrderedDict(state)
+    completed.update((n, t) for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state)
+    completed._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    return completed
+
+
+def _with_names_of_today(state: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """torchvision's files of DenseNets are of a time when a layer's parts were named `norm.1`, which is now `norm1`."""
+    for name in list(state):
+        if found := OLD_DENSENET_NAME.fullmatch(name):
+            state["".join(found.groups())] = state.pop(name)
+    return state
 
 
 def _torchvision_models() -> ModuleType:
@@ -187,6 +205,10 @@ def _torchvision_model(name: str) -> nn.Module:
     # Skip initialisations that are thrown away at once; torchvision warns about two models otherwise.
     quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = _torchvision_models().get_model(name, weights=None, **quiet)
+    perceptron = importlib.import_module("torchvision.ops").MLP
+    for part, module in list(model.named_modules()):
+        if type(module) is perceptron:  # a Sequential, which its tracer looks into under this name alone: Swin's
+            model.set_submodule(part, nn.Sequential(*module))
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import SqueezeExcitation
@@ -313,13 +315,16 @@ def random_weights(name: str, folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "regnet_y_400mf", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet50", "mobilenet_v2", "mnasnet0_5", "regnet_y_400mf", "convnext_tiny", "swin_t", "swin_v2_t"],
+)
 def test_features_of_torchvisions_classifiers_are_averages_of_channels(name: str, tmp_path: Path) -> None:
     """Against the activations of torchvision's own model, seen by hooks; those of some are N×H×W×C.
 
     Gates (squeeze and excitation) are none.
     """
-    channels_last = name == "convnext_tiny"
+    channels_last = name in ("convnext_tiny", "swin_t", "swin_v2_t")
     file = random_weights(name, tmp_path)
     description = describe_feature_map(encoder=name, resolution=32, channels=3, weights_file=file)
     assert description.weights_sha256 == file_sha256(file)
@@ -327,8 +332,9 @@ def test_features_of_torchvisions_classifiers_are_averages_of_channels(name: str
     model, _ = load_encoder(name, file)
     seen: list[torch.Tensor] = []
     gates = {part for module in model.modules() if isinstance(module, SqueezeExcitation) for part in module.modules()}
-    for module in model.modules():
-        if isinstance(module, ACTIVATIONS) and module not in gates:
+    for path, module in model.named_modules():
+        biases = ".cpb_mlp." in path  # of positions, the same for all images
+        if isinstance(module, ACTIVATIONS) and module not in gates and not biases:
             module.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
     batch = images(2, 3, 32)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -345,6 +351,39 @@ def test_features_of_torchvisions_classifiers_are_averages_of_channels(name: str
         assert segment.channels == activation.shape[1]
         expected = torch.nn.functional.normalize(activation.flatten(1), dim=1) / math.sqrt(len(seen))
         torch.testing.assert_close(segment.of(found).flatten(1), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", ["densenet121", "mnasnet0_5"])
+def test_weights_load_as_torchvisions_files_name_them_and_without_versions(
+    name: str, suffix: str, tmp_path: Path
+) -> None:
+    """torchvision's DenseNets are of a time of other names; MNASNet refuses weights that tell no version."""
+    expected = get_model(name, weights=None).state_dict()
+    named_before = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", part): t for part, t in expected.items()}
+    assert (named_before.keys() != expected.keys()) is (name == "densenet121")
+    file = tmp_path / f"{name}{suffix}"
+    if suffix == ".safetensors":
+        save_file(named_before, file)
+    else:
+        torch.save(named_before, file)
+    found = load_encoder(name, file)[0].state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[part], tensor) for part, tensor in expected.items())
+
+
+def test_an_encoder_that_fails_inside_of_its_own_code_prints_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a MaxViT does, whose windows fit no size that is offered."""
+
+    class Windows(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.relu().reshape(len(images), 7, 7, -1).relu()
+
+    with pytest.raises(UsageError, match="the encoder windows cannot take 32-pixel images"):
+        with_positions(Windows(), ("relu", "relu_1"), encoder="windows", resolution=32)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_activations_that_are_no_images_are_usage_errors() -> None:

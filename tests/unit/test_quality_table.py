@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from quality_log import append_to_log, distinct, key_of, read_log
-from quality_table import document, history
+from quality_table import document, history, is_current
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,6 +154,21 @@ def test_runs_of_code_that_made_other_images_stand_in_the_history_alone() -> Non
     assert "1 runs are in it, 2 of earlier code" in text
     assert [row[-1] for row in rows(earlier, "dpmepf (")] == ["old"]
     assert [row[-1] for row in rows(earlier, "DP-MERF (")] == ["with-probe"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "current"),
+    [
+        ({"method": "dp-merf", "data": "MNIST"}, True),
+        ({"method": "dp-merf", "data": "CIFAR-10"}, False),  # its images were changed at random then
+        ({"data": "a set that no date names"}, True),
+        ({"data": "a set that no date names", "committed": "2026-11-28T13:00:00+00:00"}, False),
+    ],
+)
+def test_what_is_current_depends_on_what_changed_for_the_method_and_data(
+    changes: dict[str, str], current: bool
+) -> None:
+    assert is_current(run(**changes)) is current
 
 
 def test_the_private_images_themselves_have_no_epsilon_and_a_column_of_their_own() -> None:
