@@ -184,7 +184,7 @@ def refuse_similar_name(accounts: Mapping[str, Account], dataset: str) -> None:
     if similar is not None:
         raise RegisterBudgetError(
             f"the data set's name {dataset!a} is almost that of {similar!a}, which has a budget: use that name, or one "
-            "that differs by more than case, spaces and hyphens"
+            "that differs in a letter or digit, not in case, spaces, hyphens and other marks alone"
         )
 
 
@@ -206,6 +206,7 @@ def refuse_over_budget(account: Account, ledger: Ledger) -> None:
     raise RegisterBudgetError(
         f"the data set {account.dataset!a} is out of budget for this release: requested epsilon {ledger.epsilon:g}, "
         f"delta {ledger.delta:g}; spent epsilon {spent:.4g} of {budget.epsilon:g} at delta {budget.delta:g} "
-        f"({budget.relation.value}), remaining {max(budget.epsilon - spent, 0.0):.4g}; {advice}; "
+        f"({budget.relation.value}), remaining {max(budget.epsilon - spent, 0.0):.4g} by subtraction, though releases "
+        f"add up to less; {advice}; "
         "nothing was charged and nothing was released"
     )

@@ -18,7 +18,7 @@ from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.register_command import is_sqlite, register_group, show_register
 from dpmepf.artifacts.signature import load_verifying_key
 from dpmepf.artifacts.tables import plain_table, rounded_up
-from dpmepf.shared.console import reports_errors
+from dpmepf.shared.console import NamedPath, reports_errors, with_version
 from dpmepf.shared.errors import UsageError
 
 _CLASSES_SHOWN = 12
@@ -29,12 +29,13 @@ class _FilesAndCommands(click.Group):
     """A group whose unnamed command takes a file: `dpmepf-audit artifact.h5`, beside `dpmepf-audit register init`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in self.commands:
+        if not args or args[0] not in (*self.commands, "--version"):
             args = ["audit", *args]
         return super().parse_args(ctx, args)
 
 
 @click.group(cls=_FilesAndCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@with_version
 def main() -> None:
     """Recompute what was released."""
 
@@ -43,7 +44,7 @@ main.add_command(register_group)
 
 
 @main.command("audit")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(
     "--delta",
@@ -53,7 +54,7 @@ main.add_command(register_group)
 )
 @click.option(
     "--verify-key",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The custodian's Ed25519 public key (PEM): FILE.sig has to be its signature of an artifact.",
 )
@@ -65,7 +66,8 @@ def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path 
     FILE may also be a register: then its history, and what each data set's releases amount to together. dpmepf-audit
     register init opens a data set's account.
 
-    Exit status: 0 if every claim holds, 1 if one does not or the file cannot be read, 2 if there is no such file.
+    Exit status: 0 if every claim holds; 1 if one does not, or the file holds no artifact or register that can be read;
+    2 if there is no such file, or an option is wrong.
     """
     key = None if verify_key is None else load_verifying_key(verify_key)
     if is_sqlite(file):

@@ -27,6 +27,8 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -38,17 +40,19 @@ from dpmepf.artifacts.artifact import Artifact, check_size
 from dpmepf.artifacts.atomic_file import check_writable_target, write_atomically
 from dpmepf.artifacts.claims import check_claims
 from dpmepf.artifacts.errors import (
+    ArtifactError,
     CompressionBombError,
     CorruptArtifactError,
     InconsistentArtifactError,
     OversizeError,
     TextError,
+    UnsupportedVersionError,
 )
 from dpmepf.artifacts.hdf5_headers import check_headers
 from dpmepf.artifacts.ledger import LARGEST_CLASS_COUNT, Ledger
 from dpmepf.artifacts.merged_ledger import MergedLedger, read_ledger
 from dpmepf.artifacts.strict_json import check_spelling, parse_json, parse_names
-from dpmepf.shared.feature_map_description import FeatureMapDescription
+from dpmepf.shared.feature_map_description import FeatureMapDescription, FeatureMapError
 
 _COMPRESSION_LEVEL = 6
 
@@ -128,10 +132,11 @@ def read_artifact(path: Path) -> Artifact:
     """
     path = Path(path)
     inspection.check_superblock(path)
-    with inspection.hdf5_failures(), path.open("rb") as content:
-        check_headers(content)
-    with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
-        return _read(file)
+    with _named(path):
+        with inspection.hdf5_failures(), path.open("rb") as content:
+            check_headers(content)
+        with inspection.hdf5_failures(), h5py.File(path, "r", locking="best-effort") as file:
+            return _read(file)
 
 
 def read_verified_artifact(path: Path) -> Artifact:
@@ -148,6 +153,17 @@ def read_verified_artifact(path: Path) -> Artifact:
             f"{path} claims what its numbers do not support ({failed[0].name}): see dpmepf-audit, and ask its custodian"
         )
     return artifact
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file it is what is found in it, and what to do."""
+    try:
+        yield
+    except UnsupportedVersionError as error:
+        raise UnsupportedVersionError(f"{path}: {error}") from error
+    except (ArtifactError, FeatureMapError) as error:
+        raise type(error)(f"{path} is damaged or altered ({error}): get it again from its custodian") from error
 
 
 def _read(file: h5py.File) -> Artifact:

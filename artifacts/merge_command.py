@@ -13,19 +13,21 @@ from dpmepf.artifacts.hdf5_file import read_verified_artifact, write_artifact
 from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.signature import remove_old_signature
-from dpmepf.shared.console import console, reports_errors
+from dpmepf.shared.console import NamedPath, console, reports_errors, with_version
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.output_file import refuse_inputs
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("artifacts", type=click.Path(path_type=Path), metavar="ARTIFACT...", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The merged artifact to write.")
+@with_version
+@click.argument("artifacts", type=NamedPath(), metavar="ARTIFACT...", nargs=-1, required=True)
+@click.option("-o", "--output", type=NamedPath(), required=True, help="The merged artifact to write.")
 @click.option(
     "--disjoint",
     is_flag=True,
     help="State that no record, or person, is in two of the artifacts. Required: nobody can see it in the files.",
 )
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an existing output, and remove its signature.")
 @reports_errors()
 def main(artifacts: tuple[Path, ...], output: Path, disjoint: bool, force: bool) -> None:
     """Add up two or more ARTIFACTs of the same schema and feature map, made by several custodians of other records.
@@ -40,10 +42,7 @@ def main(artifacts: tuple[Path, ...], output: Path, disjoint: bool, force: bool)
             "is, the epsilons would add up, and the merged claim would be false"
         )
     check_writable_target(output, force=force)
-    if output.exists():
-        for path in artifacts:
-            if path.exists() and output.samefile(path):
-                raise UsageError(f"{output} is one of the artifacts to merge: choose another --output")
+    refuse_inputs(output, artifacts)
     merged = merge_artifacts((str(path), read_verified_artifact(path)) for path in artifacts)
     write_artifact(output, merged, force=force)
     if force:

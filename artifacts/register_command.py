@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from dpmepf.artifacts.ledger import ONE_IMAGE, UNITS
 from dpmepf.artifacts.register import SQLITE_MAGIC, Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.tables import plain_table, rounded_up
-from dpmepf.shared.console import console, reports_errors
+from dpmepf.shared.console import NamedPath, console, reports_errors
+from dpmepf.shared.errors import UsageError
+
+HASH = re.compile("[0-9a-f]{64}")
 
 
 @click.group("register")
@@ -24,7 +28,7 @@ def register_group() -> None:
 
 
 @register_group.command("init")
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=NamedPath(), required=False)
 @click.option("--dataset", required=True, metavar="NAME", help="Public name of the data, as dpmepf-embed will have it.")
 @click.option(
     "--budget-eps",
@@ -84,6 +88,8 @@ def show_register(register: Register, *, delta: float | None, noted: str | None,
         delta: at which to report ε; None: each budget's.
         noted: a last hash of earlier, whose entries have to be as they were; None: none was noted.
     """
+    if noted is not None and not HASH.fullmatch(noted := noted.strip().lower()):
+        raise UsageError("--noted is no hash: give the last hash that an earlier audit showed, all 64 digits of it")
     book = register.read()
     as_noted = None if noted is None else book.holds_hash(noted)
     summaries = [_summary(account, delta) for account in book.accounts.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
-from dpmepf.shared.console import console, reports_errors
+from dpmepf.shared.console import NamedPath, console, reports_errors, with_version
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import UsageError
@@ -46,6 +47,7 @@ from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, descr
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
+from dpmepf.shared.output_file import refuse_inputs
 from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
@@ -53,9 +55,10 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 
 
 @click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@with_version
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Private images: a folder of class folders, a flat folder, a zip or tar of either, tar shards (WebDataset: "
     "KEY.png with KEY.cls), parquet files (columns image and label), a folder with IDX files (MNIST), or an .npz with "
     "x and y. Required, except by --dry-run with --classes.",
@@ -85,10 +88,11 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 @click.option(
     "--unit",
     "unit_list",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE.csv",
     help="Protect persons, not images: a table with the columns image (its path below --data, its number, or in a "
-    "folder of shards a.tar/KEY.png, a.parquet/17) and person. Nobody may have two names, and no two the same.",
+    "folder of shards a.tar/KEY.png, a.parquet/17) and person. Images in folders need --classes. Nobody may have two "
+    "names, and no two the same.",
 )
 @click.option(
     "--unit-from-folder",
@@ -129,7 +133,7 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 @click.option(
     "--register",
     "register_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The custodian's own book of releases, which refuses what the budget does not hold; with --dataset, by "
     "default that in the user's state folder.",
@@ -148,16 +152,17 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 )
 @click.option(
     "--sign-key",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The custodian's Ed25519 private key (PEM): signs the artifact, in a file beside it.",
 )
 @click.option("--encoder", default=BUILTIN, metavar="NAME", help="builtin, or a torchvision classifier such as vgg19.")
 @click.option(
     "--encoder-weights",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
-    help="Weights of the encoder (.safetensors or .pth) instead of the packaged or cached ones.",
+    help="Weights of the encoder (.safetensors or .pth) instead of the packaged or cached ones, learned from public "
+    "images alone. dpmepf-synth will need the same file.",
 )
 @click.option(
     "--features",
@@ -168,14 +173,12 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     + "; ".join(f"{name}: {of.description}" for name, of in PRESETS.items())
     + ".",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write."
-)
-@click.option("--force", is_flag=True, help="Replace --output if it exists.")
+@click.option("--output", type=NamedPath(), default=Path("artifact.h5"), metavar="FILE", help="Artifact to write.")
+@click.option("--force", is_flag=True, help="Replace --output if it exists, and its signature.")
 @click.option(
     "--checkpoint",
     "checkpoint_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Keep the exact sums in FILE while images are read, and go on from it if it is there. It is private: without "
     "noise, for your eyes only, and deleted when the artifact is written.",
@@ -193,7 +196,7 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded instead of stopping.")
 @click.option(
     "--list-unreadable",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Release nothing: write which images cannot be decoded to a new FILE, which is private, and stop.",
 )
@@ -269,7 +272,8 @@ def main(
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
     if releases:
-        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+        inputs = [data, unit_list, sign_key, encoder_weights, _classes_file(classes)]
+        _check_usage(output, settings.register, inputs, force=force, dry_run=dry_run, records=records)
     checkpoint = None
     if checkpoint_file is not None and not dry_run:
         register = [] if settings.register is None else files_of(settings.register.path)
@@ -394,11 +398,18 @@ def _ask_passphrase() -> str:
     return passphrase
 
 
+def _classes_file(text: str | None) -> Path | None:
+    return Path(text[1:]) if text is not None and text.startswith("@") else None
+
+
 def _declared_classes(text: str) -> tuple[str, ...]:
-    if not text.startswith("@"):
+    file = _classes_file(text)
+    if file is None:
         return parse_classes(text)
+    if not file.exists():
+        raise UsageError(f"--classes {text} names a file that does not exist: give one class name a line")
     try:
-        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UsageError(
             f"--classes {text} names a file that cannot be read as text: give one class name a line"
@@ -409,6 +420,7 @@ def _declared_classes(text: str) -> tuple[str, ...]:
 def _check_usage(
     output: Path,
     register: Register | None,
+    inputs: Iterable[Path | None],
     *,
     force: bool,
     dry_run: bool,
@@ -425,6 +437,8 @@ def _check_usage(
     if register is not None and register.path.resolve() in written:
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
     check_writable_target(output, force=force)
+    for path in (output, signature_file(output)):
+        refuse_inputs(path, filter(None, inputs))
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass

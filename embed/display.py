@@ -25,8 +25,11 @@ from dpmepf.artifacts.ledger import ONE_PERSON, Ledger
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
 from dpmepf.shared.feature_map_description import FeatureMapDescription
-from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.image_decoding import EXTENSIONS
+from dpmepf.shared.image_source_types import EncodedImageSource, ImageSource
 from dpmepf.shared.schema import ImageSchema
+
+CLASSES_SHOWN = 12
 
 
 @contextmanager
@@ -53,10 +56,20 @@ def _noise_bar(progress: Progress, draws: int) -> Callable[[int], None]:
 
 
 def announce(source: ImageSource, schema: ImageSchema) -> None:
+    """What was recognised; nothing of it depends on a single image, unless the schema was inferred from them."""
     colour = "grey" if schema.channels == 1 else "RGB"
+    part = "" if source.split is None else f", its part {source.split}"
+    shown = ", ".join(schema.classes[:CLASSES_SHOWN]) + (", …" if len(schema.classes) > CLASSES_SHOWN else "")
     console.print(
-        Text(f"{source.kind}: {len(schema.classes)} classes, {schema.resolution}×{schema.resolution} {colour}")
+        Text(
+            f"{source.kind}{part}: {len(schema.classes)} classes ({shown}), {schema.resolution}×{schema.resolution} "
+            f"{colour}"
+        ),
+        soft_wrap=True,
     )
+    if isinstance(source, EncodedImageSource) and source.levels_above is not None:
+        endings = ", ".join(sorted(EXTENSIONS))
+        note(f"images are the files that end in {endings}; others, and hidden ones, are passed over.")
     if schema.inferred:
         warn(
             f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
@@ -158,13 +171,15 @@ def _features(ledger: Ledger, lattice_units: float) -> float:
 
 
 def _parameters(ledger: Ledger) -> dict[str, Any]:
-    """As in the ledger and the audit: sigma and sensitivity in lattice units."""
+    """As in the ledger and the audit, sigma and sensitivity are in lattice units, those of features beside them."""
     return {
         "epsilon": ledger.epsilon,
         "delta": ledger.delta,
         "relation": ledger.relation.value,
         "sigma": ledger.sigma,
         "sensitivity": ledger.sensitivity,
+        "sigma_features": noise_per_feature(ledger),
+        "sensitivity_features": _features(ledger, ledger.sensitivity),
         "dimension": ledger.feature_dimension,
         "unit_of_privacy": ledger.unit_of_privacy,
     }

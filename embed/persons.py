@@ -94,6 +94,8 @@ def _require_declared_classes(source: ImageSource) -> None:
 
 def _rows(file: Path) -> Iterator[tuple[str, str]]:
     """Image and person of each line below the heading."""
+    if not file.exists():
+        raise UsageError(f"--unit {file} does not exist: name a table with the columns image and person")
     try:
         text = file.read_text(encoding="utf-8-sig")
         for separator in _SEPARATORS:

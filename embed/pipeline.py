@@ -76,7 +76,9 @@ class EmbedSettings:
             raise UsageError(f"the number of workers is {self.workers}; it must be 0 or more")
         check_dataset_name(self.dataset_name)
         if self.register is not None and self.dataset_name == UNNAMED:
-            raise UsageError("a register keeps releases by data set: name yours with --dataset")
+            raise UsageError(
+                f"a register keeps releases by data set: name yours with --dataset, other than {UNNAMED!a}"
+            )
         if self.register is None and self.budget is not None:
             raise UsageError("a budget needs a register that keeps it")
 

@@ -18,7 +18,7 @@ from dpmepf.shared.npz_files import find_npz_splits, read_npz_classes, read_npz_
 def open_idx(
     pairs: dict[str, IdxPair], declared: tuple[str, ...] | None, split: str | None, default_split: str, public: bool
 ) -> ImageSource:
-    chosen = choose_split({name: name for name in pairs}, split, default_split)
+    chosen = choose_split({name: name for name in pairs}, split, default_split, public=public)
     pair = pairs[chosen]
     if declared is None and not pair.conventional and not public:
         raise undeclared("IDX files")
@@ -56,7 +56,7 @@ def open_npz(
         require_undivided(split)
         chosen = None
     else:
-        chosen = choose_split({str(name): str(name) for name in splits}, split, default_split)
+        chosen = choose_split({str(name): str(name) for name in splits}, split, default_split, public=public)
     images_name, labels_name = splits[chosen]
     open_pixels = functools.partial(read_npz_images, path, images_name)
     pixels = open_pixels()

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -26,6 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dpmepf.shared import __version__
 from dpmepf.shared.errors import DpmepfError
 
 P = ParamSpec("P")
@@ -41,6 +42,21 @@ _DISK_ERRORS = {
     errno.EPERM: "permission was denied: choose a path you may read or write",
     errno.EROFS: "the file system is read-only: choose another --output",
 }
+
+
+with_version = click.version_option(__version__, message="%(prog)s %(version)s")
+
+
+class NamedPath(click.Path):
+    """A path on the command line, as `Path`; an empty one, as of a variable that is not set, is not this folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty, where a path belongs: is a variable not set?", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class RateColumn(ProgressColumn):

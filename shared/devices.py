@@ -19,5 +19,6 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"the device {name!r} cannot be used here: choose auto, cpu or cuda") from error
+        usable = ["auto", "cpu"] + [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        raise UsageError(f"the device {name!r} cannot be used here: choose one of {', '.join(usable)}") from error
     return device

@@ -7,9 +7,13 @@ the decoder's own text may quote the file.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import os
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image
@@ -27,8 +31,11 @@ NO_ACCESS = "its file cannot be read"
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 
-# Pillow logs what it finds in a damaged file, and without a handler Python prints that: a private file must not speak.
+# A private file must not speak. Pillow logs what it finds in a damaged one, and without a handler Python prints that;
+# it also warns; and libtiff writes to stderr itself, past Python (`_Muted`).
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+_TIFF = (b"II", b"MM")  # what such a file begins with
+_STDERR = 2
 
 
 class DecodingError(Exception):
@@ -55,8 +62,7 @@ def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
         DecodingError: the file is damaged, of another format, or too large.
         MemoryError: there is too little memory, which says nothing of the image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about metadata; a private file is not to be talked about
+    with _mute(data):
         try:
             image = _open(data)
             if at_least > 0:
@@ -79,8 +85,7 @@ def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHead
     Raises:
         DecodingError: as `decode_image`; a file that is damaged behind its header passes.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _mute(data):
         try:
             image = _open(data, formats)
             return ImageHeader(shorter_side=min(image.size), grey=_is_grey(image))
@@ -88,6 +93,44 @@ def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHead
             raise
         except Exception:
             raise DecodingError(NOT_AN_IMAGE) from None
+
+
+@contextlib.contextmanager
+def _mute(data: bytes) -> Iterator[None]:
+    """Nothing that is read meanwhile is talked about."""
+    with warnings.catch_warnings(), _no_stderr if data.startswith(_TIFF) else contextlib.nullcontext():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _NoStderr:
+    """The process's stderr leads nowhere while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                with contextlib.suppress(OSError):  # closed: it leads nowhere already
+                    self._kept = os.dup(_STDERR)
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, _STDERR)
+                    os.close(nowhere)
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._kept is not None:
+                os.dup2(self._kept, _STDERR)
+                os.close(self._kept)
+                self._kept = None
+
+
+_no_stderr = _NoStderr()
 
 
 def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:

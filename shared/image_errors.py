@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.image_decoding import NO_ACCESS
 
 
 class LocatedError(DpmepfError):
@@ -24,8 +25,11 @@ class UnreadableImageError(LocatedError):
     """One image cannot be decoded. `reason` is one of this package's own phrases, never text of the decoder."""
 
     def __init__(self, reason: str, *, location: str, public: bool) -> None:
+        advice = (
+            "make it readable or remove it" if reason == NO_ACCESS else "repair or remove it, or pass --skip-unreadable"
+        )
         super().__init__(
-            f"an image cannot be used: {reason}; repair or remove it, or pass --skip-unreadable",
+            f"an image cannot be used: {reason}; {advice}",
             location=location,
             public=public,
         )

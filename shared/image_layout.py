@@ -52,8 +52,11 @@ def canonical_split(name: str) -> str | None:
     return _SPLITS.get(name.lower())
 
 
-def choose_split(found: dict[str, str], wanted: str | None, default: str) -> str:
-    """Choose one of the splits `found` (canonical name to folder): the wanted, else the default, else the only one."""
+def choose_split(found: dict[str, str], wanted: str | None, default: str, *, public: bool = True) -> str:
+    """Choose one of the splits `found` (canonical name to folder): the wanted, else the default, else the only one.
+
+    The only one of private data (`public` off) is not taken in the default's place.
+    """
     if wanted is not None:
         canonical = canonical_split(wanted) or wanted
         if not found:
@@ -64,7 +67,10 @@ def choose_split(found: dict[str, str], wanted: str | None, default: str) -> str
     if default in found:
         return default
     if len(found) == 1:
-        return next(iter(found))
+        only = next(iter(found))
+        if not public:
+            require_default(only, default)
+        return only
     raise SplitError(f"the data are divided: choose --split {_listed(found)}")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_decoding import NO_ACCESS
 from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.image_ranges import PreparedRange, fits_already, prepare_range
 from dpmepf.shared.image_source_types import ImageSource
@@ -58,6 +59,7 @@ def iterate_indexed_batches(
     workers: int | None = None,
     give_way: bool = False,
     skip_unreadable: bool = False,
+    skip_inaccessible: bool = False,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> Generator[tuple[Tensor, NDArray[np.int64]], None, None]:
     """Yield uint8 B x C x R x R images and int64 B places of theirs in `source`, in order.
@@ -72,11 +74,13 @@ def iterate_indexed_batches(
         batch_size: records for each batch, at least 1.
         workers: decoding processes; 0 decodes here; None takes one for each core (and 0 where nothing is decoded).
         give_way: whether these processes leave the cores to whatever else needs them.
-        skip_unreadable: leave out unreadable images instead of stopping at the first.
+        skip_unreadable: leave out unreadable images instead of stopping at the first, but for those whose file cannot
+            be read: that says nothing of the image, and may be so of a whole class.
+        skip_inaccessible: leave these out as well.
         on_unreadable: called with the error of each image that was left out.
 
     Raises:
-        UnreadableImageError: an image cannot be used and `skip_unreadable` is off.
+        UnreadableImageError: an image cannot be used and is not left out.
         WorkerDiedError: a decoding process was killed.
     """
     if batch_size < 1:
@@ -98,7 +102,7 @@ def iterate_indexed_batches(
         for (_, stop), part in zip(ranges, prepared, strict=True):
             for index, reason in part.unreadable:
                 error = UnreadableImageError(reason, location=source.location(index), public=source.public)
-                if not skip_unreadable:
+                if not skip_unreadable or (reason == NO_ACCESS and not skip_inaccessible):
                     raise error
                 if on_unreadable is not None:
                     on_unreadable(error)
@@ -143,13 +147,14 @@ def load_all(
 def find_unreadable(source: ImageSource, *, workers: int | None = None) -> list[UnreadableImageError]:
     """Try every image and return the errors, whose `location` and `reason` are for the owner of the data only."""
     errors: list[UnreadableImageError] = []
-    for _ in iterate_batches(
+    for _ in iterate_indexed_batches(
         source,
         resolution=32,  # any: what cannot be decoded does not depend on it
         channels=3,
         batch_size=_SCAN_BATCH,
         workers=workers,
         skip_unreadable=True,
+        skip_inaccessible=True,
         on_unreadable=errors.append,
     ):
         pass

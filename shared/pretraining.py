@@ -266,8 +266,11 @@ def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
         name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()
     }
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def standardise(images: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpmepf.shared.allocator import keep_freed_memory
-from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.console import NamedPath, console, progress_bar, reports_errors, with_version
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BuiltinEncoder, file_sha256, is_finite
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
+from dpmepf.shared.output_file import check_output_file
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
@@ -33,21 +34,20 @@ DEFAULTS = PretrainingSettings()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@with_version
 @click.option(
     "--data",
     "paths",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     multiple=True,
     required=True,
     help="PUBLIC labelled images: a folder, zip or tar of class folders, tar shards, parquet files. Give it several "
     "times to join parts.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("encoder.safetensors"), metavar="FILE", help="Weights."
-)
+@click.option("--output", type=NamedPath(), default=Path("encoder.safetensors"), metavar="FILE", help="Weights.")
 @click.option(
     "--start-from",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     show_default="random weights",
     help="Weights of an earlier run over the same classes (.safetensors) to train further.",
@@ -104,8 +104,7 @@ def main(
     """
     if epochs == 0 and start_from is None:
         raise UsageError("--epochs 0 leaves weights as they are: name them by --start-from, or give a number of epochs")
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists: choose another --output, or replace it with --force")
+    check_output_file(output, force=force, inputs=paths)
     where = str(choose_device(device))
     settings = PretrainingSettings(
         epochs=max(epochs, 1),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, RepeatedImageError, UnreadableDataError
-from dpmepf.shared.image_layout import canonical_split, choose_split, is_visible, require_default, require_undivided
+from dpmepf.shared.image_layout import canonical_split, choose_split, is_visible, require_undivided
 
 _COMPRESSED_TAR = re.compile(r".+\.(tar\.(gz|bz2|xz|zst|lz4|lzma|lz|Z)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 _PART = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?!\d)")
@@ -86,9 +86,7 @@ def choose_shards(
         )
     chosen = None
     if None not in found:
-        chosen = choose_split({str(key): str(key) for key in found}, split, default_split)
-        if not public and split is None:
-            require_default(chosen, default_split)
+        chosen = choose_split({str(key): str(key) for key in found}, split, default_split, public=public)
     else:
         require_undivided(split)
     shards = found[chosen]

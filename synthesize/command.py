@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from dpmepf.shared.allocator import keep_freed_memory
-from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.console import NamedPath, console, progress_bar, reports_errors, with_version
 from dpmepf.shared.processes import SpeakingOnce, joined
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
 from dpmepf.synthesize.output_folder import OutputFolder
@@ -40,10 +40,11 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 @click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("artifact", type=click.Path(path_type=Path), metavar="ARTIFACT")
+@with_version
+@click.argument("artifact", type=NamedPath(), metavar="ARTIFACT")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     default=Path("synthetic"),
     show_default=True,
     metavar="FOLDER",
@@ -61,8 +62,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "--samples",
     type=click.IntRange(min=1),
     metavar="IMAGES",
-    help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say, "
-    f"{MOST_UNASKED:,} at most]",
+    help="Images to draw in all, spread over classes like the released sizes.  [default: as many as those say; more "
+    f"than {MOST_UNASKED:,} have to be asked for]",
 )
 @click.option(
     "--relabel/--no-relabel",
@@ -71,7 +72,7 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 )
 @click.option(
     "--public",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     multiple=True,
     metavar="PATH",
     help="Public images (folder, zip, tar, parquet, IDX or .npz; labels are not used): those that look like a class by "
@@ -79,7 +80,7 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 )
 @click.option(
     "--prior",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FOLDER",
     help="Begin with the generator in a folder that dpmepf-synth wrote, of public images of the same resolution and "
     "colour: each class as that one of its classes which the class means are nearest to. Of private images, what they "
@@ -134,13 +135,13 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 )
 @click.option(
     "--encoder-weights",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Weights of the encoder that the artifact names.  [default: the package's, or torchvision's]",
 )
 @click.option(
     "--verify-key",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The custodian's Ed25519 public key (PEM): refuse an artifact that it did not sign.",
 )

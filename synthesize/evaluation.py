@@ -36,8 +36,8 @@ from dpmepf.synthesize.evaluation_report import Accuracy, EvaluationReport
 from dpmepf.synthesize.output_folder import MARKER_FILE, RUN_FILE
 
 NOTE = (
-    "If the real test images are private, these scores are computed from them without noise: they are outside the "
-    "ledger, and publishing them is not covered by its (epsilon, delta)."
+    "If the real test images are private, these scores and numbers are made from them without noise: they are outside "
+    "the ledger, and publishing them is not covered by its (epsilon, delta)."
 )
 UNLABELLED_NOTE = "The images have no labels to compare, so no classifier was trained."
 READ_BATCH = 1000

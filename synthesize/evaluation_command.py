@@ -13,18 +13,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from dpmepf.shared.allocator import keep_freed_memory
-from dpmepf.shared.console import console, progress_bar, reports_errors
+from dpmepf.shared.console import NamedPath, console, progress_bar, reports_errors, with_version
+from dpmepf.shared.output_file import check_output_file
 from dpmepf.synthesize.classifiers import CLASSIFIERS
 from dpmepf.synthesize.distances import EXTRACTORS, FEWEST_IMAGES
 from dpmepf.synthesize.evaluation import EvaluationSettings, evaluate
-from dpmepf.synthesize.evaluation_report import EvaluationReport, check_report_path, write_report
+from dpmepf.synthesize.evaluation_report import EvaluationReport, write_report
+from dpmepf.synthesize.output_folder import OWN_NAMES, RUN_FILE
 
 
 @click.command(name="dpmepf-eval", context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("synthetic", type=click.Path(path_type=Path))
+@with_version
+@click.argument("synthetic", type=NamedPath())
 @click.option(
     "--real",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     required=True,
     metavar="PATH",
     help="Real test images: a folder of class folders, a zip or tar of one, tar shards, parquet files, a folder with "
@@ -71,9 +74,7 @@ from dpmepf.synthesize.evaluation_report import EvaluationReport, check_report_p
     "--workers", type=click.IntRange(min=0), help="Decoding processes.  [default: one for each core, at most 16]"
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded, and count them.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="FILE.json", help="Also write the scores to this file as JSON."
-)
+@click.option("--output", type=NamedPath(), metavar="FILE.json", help="Also write the scores to this file as JSON.")
 @click.option("--force", is_flag=True, help="Replace an existing --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @reports_errors()
@@ -110,7 +111,7 @@ def main(
         skip_unreadable=skip_unreadable,
     )
     if output is not None:
-        check_report_path(output, force=force)
+        check_output_file(output, force=force, inputs=[real, *_read_of(synthetic)])
     keep_freed_memory()
     report = evaluate(synthetic, real, settings, watch=_watch)
     console.print(f"[yellow]Note:[/] {escape(report.note)}")
@@ -120,6 +121,11 @@ def main(
         Console().print(_table(report))
     if output is not None:
         write_report(output, report)
+
+
+def _read_of(synthetic: Path) -> list[Path]:
+    """Of an output folder of dpmepf-synth its results: scores may lie beside them."""
+    return [synthetic / name for name in OWN_NAMES] if (synthetic / RUN_FILE).is_file() else [synthetic]
 
 
 @contextmanager

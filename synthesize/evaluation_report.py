@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpmepf.shared.errors import UsageError
 from dpmepf.synthesize.distances import Distances
 
 
@@ -69,18 +66,6 @@ class EvaluationReport:
             "protocol": self.protocol,
             "note": self.note,
         }
-
-
-def check_report_path(path: Path, *, force: bool) -> None:
-    """Raise `UsageError` now rather than after the work if the report could not be written to `path`."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: give --output the name of a file")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists: choose another --output, or pass --force to replace it")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent}: make it, or choose another --output")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
 
 
 def write_report(path: Path, report: EvaluationReport) -> None:

@@ -155,7 +155,7 @@ def test_an_input_is_never_the_output_even_by_force(output: str) -> None:
     before = Path("south.h5").read_bytes()
     Path("link.h5").symlink_to("south.h5")
     result = merge("north.h5", "south.h5", "-o", output, "--disjoint", "--force")
-    assert_refused(result, 2, "is one of the artifacts to merge")
+    assert_refused(result, 2, "is what this command reads")
     assert Path("south.h5").read_bytes() == before
 
 

@@ -67,11 +67,15 @@ def test_it_writes_an_artifact_whose_every_claim_holds_and_shows_no_private_valu
         "relation": "add-or-remove-one",
         "sigma": ledger.sigma,
         "sensitivity": ledger.sensitivity,
+        "sigma_features": ledger.sigma / 2**ledger.lattice_exponent,
+        "sensitivity_features": ledger.sensitivity / 2**ledger.lattice_exponent,
         "dimension": 3264,
         "unit_of_privacy": "one image",
         "release_id": ledger.release_id,
     }
     assert "treated as public" in result.stderr
+    assert "folder of class folders: 3 classes (healthy, ill, unseen), 28×28 grey" in result.stderr
+    assert "others, and hidden ones, are passed over" in result.stderr
     assert "(2, 1e-06)-differentially private" in result.stderr
     assert SECRET not in result.output
     assert not {str(IMAGES), "15", "14"} & words(result.output)  # neither all images nor those of a class
@@ -116,6 +120,55 @@ def test_replacing_one_costs_more_where_features_can_be_negative(
     assert ledger.non_negative_features is (squared == 2)
     record = 4**ledger.lattice_exponent + ledger.count_weight_lattice**2
     assert ledger.sensitivity_squared == squared * record
+
+
+@pytest.mark.parametrize("option", ["--data", "--unit", "--sign-key", "--encoder-weights", "--classes"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_a_release_is_made_of_is_not_replaced_by_it(option: str, linked: bool, tmp_path: Path) -> None:
+    file = tmp_path / "input"
+    file.write_bytes(b"the only copy")
+    output = tmp_path / "link.h5" if linked else file
+    if linked:
+        output.hardlink_to(file)
+    data = () if option == "--data" else ("--data", tmp_path / "elsewhere")
+    value = f"@{file}" if option == "--classes" else file
+    result = run(*data, option, value, "--output", output, "--force")
+    assert result.exit_code == 2
+    assert "is what this command reads, and would be replaced: choose another --output" in result.stderr.replace(
+        "\n", " "
+    )
+    assert file.read_bytes() == b"the only copy"
+
+
+def test_an_image_is_not_replaced_by_a_release_of_it(data: Path) -> None:
+    image = next(data.rglob("*.png"))
+    before = image.read_bytes()
+    result = run("--data", data, "--output", image, "--force")
+    assert (result.exit_code, image.read_bytes()) == (2, before)
+    assert "lies among what this command reads" in result.stderr
+
+
+def test_a_variable_that_is_not_set_is_not_the_current_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    result = run("--data", "", "--output", tmp_path / "artifact.h5")
+    assert result.exit_code == 2
+    assert "it is empty, where a path belongs" in result.stderr
+    assert not (tmp_path / "artifact.h5").exists()
+
+
+def test_the_part_of_divided_data_that_is_read_is_shown_and_no_other_taken_for_it(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 28, 28), np.uint8), np.zeros(4, np.int64)
+    np.savez(tmp_path / "both.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    np.savez(tmp_path / "test.npz", x_test=images, y_test=labels)
+    result = run("--data", tmp_path / "both.npz", "--classes", 2, "--output", tmp_path / "a.h5")
+    assert "npz file, its part train: 2 classes (0, 1)" in result.stderr
+    result = run("--data", tmp_path / "test.npz", "--classes", 2, "--output", tmp_path / "b.h5")
+    assert result.exit_code == 2
+    assert "the data hold only the split 'test': confirm it with --split test" in result.stderr
+    result = run("--data", tmp_path / "test.npz", "--classes", 2, "--output", tmp_path / "b.h5", "--split", "test")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_strict_refuses_to_infer(data: Path, tmp_path: Path) -> None:
@@ -323,7 +376,7 @@ def test_noise_that_fails_leaves_the_charge_and_no_artifact(
     monkeypatch.setattr(release_module, "add_discrete_gaussian_noise", no_entropy)
     result = run("--data", data, "--dataset", "clinic", "--budget-eps", 2, "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 1
-    assert "no entropy; the release was charged" in result.stderr.replace("\n", " ")
+    assert "no entropy; the release was charged" in result.stderr
     assert not (tmp_path / "artifact.h5").exists()
     assert len(Register(default_register()).read().accounts["clinic"].releases) == 1
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -21,6 +23,7 @@ from PIL import Image
 
 from dpmepf.shared import image_loading, image_workers
 from dpmepf.shared.errors import UsageError
+from dpmepf.shared.image_decoding import DecodingError, decode_image, read_header
 from dpmepf.shared.image_errors import UnreadableImageError, WorkerDiedError
 from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
 from dpmepf.shared.image_ranges import prepare_range, summarise_headers
@@ -135,6 +138,52 @@ def test_skipping_leaves_out_damaged_images_and_keeps_the_other_batches_as_they_
     assert torch.equal(found[0][0], torch.cat([whole[0][0][:3], whole[0][0][4:]]))
     assert found[0][1].tolist() == [*whole[0][1][:3], *whole[0][1][4:]]
     assert [error.location[-7:] for error in skipped] == ["003.png", "020.png", "021.png", "022.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_whose_file_cannot_be_read_is_not_left_out_but_listed(tmp_path, workers):
+    """A class folder that the user may not read would be an empty class."""
+    source = make_source(tmp_path, "folder")
+    damage(tmp_path, 3)
+    lost = next((tmp_path / "d").rglob("007.png"))
+    lost.unlink()
+    lost.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UnreadableImageError, match=r"its file cannot be read; make it readable or remove it$"):
+        list(iterate_batches(source, resolution=20, channels=3, batch_size=8, workers=workers, skip_unreadable=True))
+    assert [Path(error.location).name for error in find_unreadable(source, workers=workers)] == ["003.png", "007.png"]
+
+
+def damaged_tiffs() -> list[bytes]:
+    """Of every compression, with bytes of the pixels flipped."""
+    random = np.random.default_rng(0)
+    grey = Image.fromarray(random.integers(0, 256, (40, 40), np.uint8))
+    files = []
+    for compression in ("group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        image = grey.convert("1") if compression.startswith("group") else grey
+        image.save(whole := io.BytesIO(), "TIFF", compression=compression)
+        for _ in range(10):
+            content = bytearray(whole.getvalue())
+            for place in random.integers(8, len(content), 5):
+                content[place] ^= int(random.integers(1, 256))
+            files.append(bytes(content))
+    return files
+
+
+def test_damaged_images_are_not_talked_about_by_the_library_that_reads_them(capfd):
+    """libtiff writes to stderr itself. Planted: without `_mute`, it does of these files."""
+    files = damaged_tiffs()
+    for content in files:
+        with contextlib.suppress(DecodingError):
+            decode_image(content)
+        with contextlib.suppress(DecodingError):
+            read_header(content)
+    assert capfd.readouterr().err == ""
+    for content in files:
+        with contextlib.suppress(Exception):
+            Image.open(io.BytesIO(content)).load()
+    assert "Fax4Decode" in capfd.readouterr().err
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
 
 
 def test_an_array_value_out_of_range_is_an_unreadable_image(tmp_path):

@@ -82,7 +82,7 @@ def test_a_list_that_leaves_a_person_open_is_refused_without_quoting_it(
 def test_a_list_that_is_no_text_or_not_there_is_refused(source: ImageSource, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         listed(source, tmp_path, "image,person\ncat/1.png,änn", encoding="utf-16")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="does not exist"):
         persons_from_list(source, tmp_path / "missing.csv")
 
 

@@ -238,3 +238,10 @@ def test_images_that_are_all_held_out_are_refused(public_folder: Path, tmp_path:
     result = CliRunner().invoke(main, ["--data", str(public_folder), "--output", str(output), "--resolutions", "16"])
     assert result.exit_code == 2 and "give at least two images of a class" in result.stderr
     assert sorted(tmp_path.iterdir()) == [public_folder]
+
+
+def test_where_no_weights_can_be_written_is_said_before_images_are_read(tmp_path: Path) -> None:
+    for output, sentence in ((tmp_path / "missing" / "w.safetensors", "there is no folder"), (tmp_path, "is a folder")):
+        result = CliRunner().invoke(main, ["--data", str(tmp_path / "absent"), "--output", str(output), "--force"])
+        assert (result.exit_code, sentence in result.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())

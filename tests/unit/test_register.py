@@ -108,7 +108,7 @@ def test_over_budget_says_what_would_fit_and_that_fits(register: Register) -> No
     message = str(refusal.value)
     assert "requested epsilon 1.9" in message
     assert "spent epsilon 1 of 2 " in message
-    assert "remaining 1;" in message
+    assert "remaining 1 by subtraction" in message
     assert register.read().head == before
     fitting = float(message.split("--eps ")[1].split()[0])
     assert 1.0 < fitting < 1.9  # less than the difference would be simple addition
@@ -355,6 +355,18 @@ def test_a_book_whose_hashes_were_all_written_anew_shows_against_a_noted_hash(th
     assert (result.exit_code, "NOT AS NOTED" in result.output) == (1, True)
     report = json.loads(CliRunner().invoke(audit, [str(three_entries.path), "--noted", noted, "--json"]).stdout)
     assert (report["valid"], report["as_noted"]) == (False, False)
+
+
+def test_a_noted_hash_is_one_however_it_was_copied_and_no_alarm_is_raised_for_half_of_one(
+    three_entries: Register,
+) -> None:
+    noted = three_entries.read().head
+    for copied in (noted.upper(), f" {noted}\n"):
+        assert CliRunner().invoke(audit, [str(three_entries.path), "--noted", copied]).exit_code == 0
+    for part in (noted[:12], "ABC", ""):
+        result = CliRunner().invoke(audit, [str(three_entries.path), "--noted", part])
+        assert (result.exit_code, "NOT AS NOTED" in result.output) == (2, False)
+        assert "--noted is no hash: give the last hash" in result.stderr
 
 
 def test_a_second_budget_in_a_book_does_not_wipe_what_was_spent(three_entries: Register) -> None:
