@@ -25,6 +25,7 @@ from urllib.parse import unquote
 ROOT = Path(__file__).resolve().parents[1]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXTRAS = "[parquet]"  # of setup.cfg: where nothing can be fetched, it is too late to find that it is wanted
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/*", "embed/PROOF.md", "artifacts/PROOF.md", "shared/weights/*.md")
 WHEELS_ONLY = ("--only-binary", ":all:")
 
 
@@ -122,6 +123,10 @@ def complete(bundle: Path, source: Path, revision: str) -> None:
     versions = write_requirements(bundle)
     for script in ("install.sh", "made_for.py"):
         shutil.copyfile(source / "airgap" / script, bundle / script)
+    for document in (found for pattern in DOCUMENTS for found in source.glob(pattern)):
+        copy = bundle / "documents" / document.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(document, copy)
     made_for = subprocess.check_output([sys.executable, bundle / "made_for.py"], text=True).strip()
     glibc = oldest_glibc(file.name for file in (bundle / "wheels").iterdir())
     (bundle / "MADE_FOR").write_text(f"{made_for}\n{glibc}\n" if glibc else f"{made_for}\n")

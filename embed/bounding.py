@@ -28,8 +28,8 @@ def bound_records(
         holds; with `non_negative`, also q >= 0 in every coordinate. A row is a function of the same row of `features`
         alone: no other row, no batch size and no machine setting changes one bit of it.
     Assumes: nothing about the encoder; IEEE 754 float64 with monotone rounding; exact int64 arithmetic.
-    Source: DESIGN §3; Casacuberta, Shoemate, Vadhan, Wagaman 2022 (arXiv 2207.10635) on why not in floating point;
-        PROOF.md, claim 1.
+    Source: PROOF.md, claim 1; Casacuberta, Shoemate, Vadhan, Wagaman 2022 (arXiv 2207.10635) on why not in floating
+        point.
     Args:
         features: B×D float16, float32 or float64, in units of φ (norm about 1 expected, nothing required).
         lattice_exponent: k, with 16 <= k <= 26 and D·2^(2k) <= 2^62.
@@ -120,7 +120,7 @@ def clip_contribution(contribution: npt.NDArray[np.int64], *, squared_bound: int
     Guarantee: the result v satisfies Σv² <= squared_bound, in exact integer arithmetic, and has the signs of
         `contribution`. Where that kept the bound already it is returned as it is; a person with one image does.
     Assumes: exact int64 and Python integer arithmetic.
-    Source: DESIGN §3, unit of privacy; PROOF.md, claim 6.
+    Source: PROOF.md, claim 6.
     Args:
         contribution: int64 C×N, lattice units: all that one person adds to the sums, a row for each class.
         squared_bound: Λ² >= 1, squared lattice units.

@@ -39,7 +39,7 @@ def release(
         `sums` bounded: one image, or one person. Nothing else that depends on the records leaves this function, on any
         path.
     Assumes: the other arguments are public: they do not depend on the records, or are declared as treated so.
-    Source: DESIGN §3; PROOF.md, theorem.
+    Source: PROOF.md, theorem.
     Args:
         sums: the accumulator of all records; emptied here, so that a second release of the same sums cannot happen.
         classes: K public class names. feature_map: the public description of φ.

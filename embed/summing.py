@@ -55,7 +55,7 @@ class ClassSums:
     Assumes: what these two assume; that the caller numbers persons rightly; of `merge`, that an image is added in one
         process only, and that parts arrive as they were handed over; of `restore`, that the part is as it was kept and
         none of its images is added again.
-    Source: DESIGN §3; PROOF.md, claims 2, 6, 8 and 9.
+    Source: PROOF.md, claims 2, 6, 8 and 9.
     Args:
         class_count: K >= 1. dimension: D >= 1.
         non_negative: the feature map promises coordinates >= 0, and every record is held to it.

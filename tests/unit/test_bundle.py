@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,18 @@ def test_a_bundles_readme_says_what_it_is_of(without_fetching: ModuleType, tmp_p
     assert REVISION in text
     assert (tmp_path / "bundle" / "MADE_FOR").read_text() in text
     assert " 3 wheels" in text
+
+
+def test_a_bundle_has_the_documents_that_an_officer_reads_and_that_lead_to_each_other(
+    without_fetching: ModuleType, tmp_path: Path
+) -> None:
+    without_fetching.make_bundle(tmp_path / "bundle", None)
+    documents = tmp_path / "bundle" / "documents"
+    readme = documents / "README.md"
+    linked = {readme.parent / link for link in re.findall(r"\]\(([^):#]+)\)", readme.read_text("utf-8"))}
+    assert documents / "docs" / "THREAT_MODEL.md" in linked
+    assert documents / "embed" / "PROOF.md" in linked
+    assert not {link for link in linked if link.suffix in (".md", ".png") and not link.is_file()}
 
 
 @pytest.mark.parametrize(
