@@ -1,4 +1,4 @@
-"""Noise multipliers that must never change: as designed, and as Google's dp_accounting has them where it is installed."""
+"""Noise multipliers that must never change: as designed, and by Google's dp_accounting where it is installed."""
 
 from __future__ import annotations
 
