@@ -163,6 +163,8 @@ def _named(path: Path) -> Iterator[None]:
     except UnsupportedVersionError as error:
         raise UnsupportedVersionError(f"{path}: {error}") from error
     except (ArtifactError, FeatureMapError) as error:
+        if type(error) is ArtifactError:  # of no malformation: this machine cannot read it
+            raise
         raise type(error)(f"{path} is damaged or altered ({error}): get it again from its custodian") from error
 
 

@@ -15,7 +15,7 @@ from dpmepf.artifacts.merging import merge_artifacts
 from dpmepf.artifacts.signature import remove_old_signature
 from dpmepf.shared.console import NamedPath, console, reports_errors, with_version
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.output_file import refuse_inputs
+from dpmepf.shared.output_file import ARTIFACT, require_kind
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -42,7 +42,11 @@ def main(artifacts: tuple[Path, ...], output: Path, disjoint: bool, force: bool)
             "is, the epsilons would add up, and the merged claim would be false"
         )
     check_writable_target(output, force=force)
-    refuse_inputs(output, artifacts)
+    require_kind(output, ARTIFACT)
+    if output.exists():
+        for path in artifacts:
+            if path.exists() and output.samefile(path):
+                raise UsageError(f"{output} is one of the artifacts to merge: choose another --output")
     merged = merge_artifacts((str(path), read_verified_artifact(path)) for path in artifacts)
     write_artifact(output, merged, force=force)
     if force:

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from dpmepf.artifacts.atomic_file import write_atomically
+from dpmepf.artifacts.atomic_file import check_writable_target, write_atomically
+from dpmepf.artifacts.errors import ArtifactExistsError
 from dpmepf.shared.errors import DpmepfError, UsageError
 
 _LARGEST_KEY = 10_000  # bytes
@@ -84,6 +85,22 @@ def signature_file(artifact: Path) -> Path:
     return artifact.with_name(artifact.name + ".sig")
 
 
+def check_signature_target(artifact: Path, *, force: bool) -> None:
+    """Refuse, before there is an artifact, what `sign_file` would refuse, or would replace that is no signature.
+
+    Raises:
+        ArtifactExistsError, ArtifactWriteError: as `check_writable_target`.
+    """
+    target = signature_file(artifact)
+    check_writable_target(target, force=force)
+    if target.exists() and not _is_signature(target):
+        raise ArtifactExistsError(f"{target} exists and is no signature: choose another --output")
+
+
+def _is_signature(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size in (0, _SIGNATURE_BYTES)
+
+
 def sign_file(artifact: Path, key: Ed25519PrivateKey, *, force: bool = False) -> Path:
     """Write the signature of the file at `artifact` beside it, and return its path.
 
@@ -98,10 +115,11 @@ def sign_file(artifact: Path, key: Ed25519PrivateKey, *, force: bool = False) ->
 def remove_old_signature(artifact: Path) -> None:
     """Delete the signature beside an unsigned file that took the place of a signed one, which it does not belong to.
 
-    One that cannot be deleted stays: it fails to verify, as it should.
+    What is no signature stays, for it is somebody's; so does one that cannot be deleted, which fails to verify.
     """
     with contextlib.suppress(OSError):
-        signature_file(artifact).unlink()
+        if _is_signature(signature_file(artifact)):
+            signature_file(artifact).unlink()
 
 
 def verify_file(artifact: Path, key: Ed25519PublicKey) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -21,7 +20,13 @@ from dpmepf.artifacts.hdf5_file import write_artifact
 from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
 from dpmepf.artifacts.register import Register, default_register, files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.artifacts.signature import load_signing_key, remove_old_signature, sign_file, signature_file
+from dpmepf.artifacts.signature import (
+    check_signature_target,
+    load_signing_key,
+    remove_old_signature,
+    sign_file,
+    signature_file,
+)
 from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.display import (
     announce,
@@ -47,7 +52,7 @@ from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, descr
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
-from dpmepf.shared.output_file import refuse_inputs
+from dpmepf.shared.output_file import ARTIFACT, require_kind
 from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
@@ -272,8 +277,7 @@ def main(
         _list_unreadable(_open(data, declared, split), list_unreadable, workers)
         return
     if releases:
-        inputs = [data, unit_list, sign_key, encoder_weights, _classes_file(classes)]
-        _check_usage(output, settings.register, inputs, force=force, dry_run=dry_run, records=records)
+        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     checkpoint = None
     if checkpoint_file is not None and not dry_run:
         register = [] if settings.register is None else files_of(settings.register.path)
@@ -283,7 +287,7 @@ def main(
         )
     signing_key = None
     if sign_key is not None and releases and not dry_run:
-        check_writable_target(signature_file(output), force=force)
+        check_signature_target(output, force=force)
         signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
     # The encoder is checked before the data: until the schema is known at the largest size, which most can take.
     description = describe_feature_map(
@@ -398,14 +402,10 @@ def _ask_passphrase() -> str:
     return passphrase
 
 
-def _classes_file(text: str | None) -> Path | None:
-    return Path(text[1:]) if text is not None and text.startswith("@") else None
-
-
 def _declared_classes(text: str) -> tuple[str, ...]:
-    file = _classes_file(text)
-    if file is None:
+    if not text.startswith("@"):
         return parse_classes(text)
+    file = Path(text[1:])
     if not file.exists():
         raise UsageError(f"--classes {text} names a file that does not exist: give one class name a line")
     try:
@@ -420,7 +420,6 @@ def _declared_classes(text: str) -> tuple[str, ...]:
 def _check_usage(
     output: Path,
     register: Register | None,
-    inputs: Iterable[Path | None],
     *,
     force: bool,
     dry_run: bool,
@@ -437,8 +436,7 @@ def _check_usage(
     if register is not None and register.path.resolve() in written:
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
     check_writable_target(output, force=force)
-    for path in (output, signature_file(output)):
-        refuse_inputs(path, filter(None, inputs))
+    require_kind(output, ARTIFACT)
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass

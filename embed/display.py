@@ -59,7 +59,9 @@ def announce(source: ImageSource, schema: ImageSchema) -> None:
     """What was recognised; nothing of it depends on a single image, unless the schema was inferred from them."""
     colour = "grey" if schema.channels == 1 else "RGB"
     part = "" if source.split is None else f", its part {source.split}"
-    shown = ", ".join(schema.classes[:CLASSES_SHOWN]) + (", …" if len(schema.classes) > CLASSES_SHOWN else "")
+    shown = ", ".join(map(repr, schema.classes[:CLASSES_SHOWN])) + (
+        ", …" if len(schema.classes) > CLASSES_SHOWN else ""
+    )
     console.print(
         Text(
             f"{source.kind}{part}: {len(schema.classes)} classes ({shown}), {schema.resolution}×{schema.resolution} "

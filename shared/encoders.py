@@ -132,7 +132,7 @@ def load_encoder(
             else torch.load(file, weights_only=True, map_location="cpu")
         )
         encoder = _builtin_for(state) if name == BUILTIN else _torchvision_model(name)
-        encoder.load_state_dict(_with_names_of_today(with_batch_counters(encoder, state)))
+        _load(encoder, _with_names_of_today(with_batch_counters(encoder, state)))
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -178,14 +178,22 @@ def is_finite(state: Mapping[str, Tensor]) -> bool:
 def with_batch_counters(encoder: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Add the counters of batch-norm layers, which play no part in evaluation, where a file leaves them out.
 
-    The versions of modules that a .pth file tells of are kept; a .safetensors file, which tells of none, is taken to be
-    of the encoder's own.
+    The versions of modules that a .pth file tells of are kept.
     """
     own = encoder.state_dict()
     completed = OrderedDict(state)
     completed.update((n, t) for n, t in own.items() if n.endswith("num_batches_tracked") and n not in state)
-    completed._metadata = getattr(state, "_metadata", own._metadata)  # type: ignore[attr-defined]
+    if hasattr(state, "_metadata"):
+        completed._metadata = state._metadata  # type: ignore[attr-defined]
     return completed
+
+
+def _load(encoder: nn.Module, state: OrderedDict[str, Tensor]) -> None:
+    try:
+        encoder.load_state_dict(state)
+    except ValueError:  # MNASNet takes no weights that tell no version, as those of a .safetensors file: today's, then
+        state._metadata = encoder.state_dict()._metadata  # type: ignore[attr-defined]
+        encoder.load_state_dict(state)
 
 
 def _with_names_of_today(state: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:

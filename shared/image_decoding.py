@@ -7,16 +7,13 @@ the decoder's own text may quote the file.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import io
 import logging
-import os
-import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, features
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 HEADER_FIRST = ("PNG", "JPEG", "BMP")  # a file that is cut behind its header opens as the whole one does, or not at all
@@ -27,15 +24,32 @@ LARGEST_IMAGE = 90_000_000  # pixels; more is taken for a decompression bomb
 NOT_AN_IMAGE = "it is damaged, or no PNG, JPEG, BMP, WebP or TIFF image"
 TOO_LARGE = f"it has more than {LARGEST_IMAGE // 1_000_000} million pixels or {LARGEST_FILE // 2**20} MiB"
 NO_ACCESS = "its file cannot be read"
+NO_FILE = "there is a pipe, a device or nothing in its place"
+LOUD = "it is a TIFF image, of whose damage the Pillow that is installed here would talk: convert it to PNG"
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
 
-# A private file must not speak. Pillow logs what it finds in a damaged one, and without a handler Python prints that;
-# it also warns; and libtiff writes to stderr itself, past Python (`_Muted`).
+# Pillow logs what it finds in a damaged file, and without a handler Python prints that: a private file must not speak.
 logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
-_TIFF = (b"II", b"MM")  # what such a file begins with
-_STDERR = 2
+
+
+def _silence_libtiff() -> bool:
+    """Whether libtiff, which writes what it finds to stderr itself, past Python, writes no more; or is not there."""
+    if not features.check("libtiff"):
+        return True
+    try:
+        library = ctypes.CDLL(Image.core.__file__)  # with those that it was linked to
+        for name in ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler"):
+            set_handler = getattr(library, name)
+            set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            set_handler(None)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+TIFF_IS_SILENT = _silence_libtiff()
 
 
 class DecodingError(Exception):
@@ -62,7 +76,8 @@ def decode_image(data: bytes, *, at_least: int = 0) -> Image.Image:
         DecodingError: the file is damaged, of another format, or too large.
         MemoryError: there is too little memory, which says nothing of the image.
     """
-    with _mute(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about metadata; a private file is not to be talked about
         try:
             image = _open(data)
             if at_least > 0:
@@ -85,7 +100,8 @@ def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHead
     Raises:
         DecodingError: as `decode_image`; a file that is damaged behind its header passes.
     """
-    with _mute(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             image = _open(data, formats)
             return ImageHeader(shorter_side=min(image.size), grey=_is_grey(image))
@@ -95,47 +111,11 @@ def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHead
             raise DecodingError(NOT_AN_IMAGE) from None
 
 
-@contextlib.contextmanager
-def _mute(data: bytes) -> Iterator[None]:
-    """Nothing that is read meanwhile is talked about."""
-    with warnings.catch_warnings(), _no_stderr if data.startswith(_TIFF) else contextlib.nullcontext():
-        warnings.simplefilter("ignore")
-        yield
-
-
-class _NoStderr:
-    """The process's stderr leads nowhere while any thread is inside."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._kept: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                with contextlib.suppress(OSError):  # closed: it leads nowhere already
-                    self._kept = os.dup(_STDERR)
-                    nowhere = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(nowhere, _STDERR)
-                    os.close(nowhere)
-
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._kept is not None:
-                os.dup2(self._kept, _STDERR)
-                os.close(self._kept)
-                self._kept = None
-
-
-_no_stderr = _NoStderr()
-
-
 def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     if len(data) > LARGEST_FILE:
         raise DecodingError(TOO_LARGE)
+    if not TIFF_IS_SILENT and data.startswith((b"II", b"MM")):
+        raise DecodingError(LOUD)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:

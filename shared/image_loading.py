@@ -59,7 +59,7 @@ def iterate_indexed_batches(
     workers: int | None = None,
     give_way: bool = False,
     skip_unreadable: bool = False,
-    skip_inaccessible: bool = False,
+    skip_inaccessible: bool | None = None,
     on_unreadable: Callable[[UnreadableImageError], None] | None = None,
 ) -> Generator[tuple[Tensor, NDArray[np.int64]], None, None]:
     """Yield uint8 B x C x R x R images and int64 B places of theirs in `source`, in order.
@@ -74,9 +74,9 @@ def iterate_indexed_batches(
         batch_size: records for each batch, at least 1.
         workers: decoding processes; 0 decodes here; None takes one for each core (and 0 where nothing is decoded).
         give_way: whether these processes leave the cores to whatever else needs them.
-        skip_unreadable: leave out unreadable images instead of stopping at the first, but for those whose file cannot
-            be read: that says nothing of the image, and may be so of a whole class.
-        skip_inaccessible: leave these out as well.
+        skip_unreadable: leave out unreadable images instead of stopping at the first.
+        skip_inaccessible: leave out those as well whose file cannot be read, which says nothing of the image and may be
+            so of a whole class; None: of public data only.
         on_unreadable: called with the error of each image that was left out.
 
     Raises:
@@ -88,6 +88,7 @@ def iterate_indexed_batches(
     in_place = fits_already(source, resolution=resolution, channels=channels)
     if workers is None or in_place:
         workers = 0 if in_place or len(source) <= 2 * _RANGE else usable_cores()
+    skips_inaccessible = source.public if skip_inaccessible is None else skip_inaccessible
     step = batch_size if in_place else min(batch_size, _RANGE)
     # Each batch is cut into ranges of its own, so that no range lies across two batches.
     ranges = [
@@ -102,7 +103,8 @@ def iterate_indexed_batches(
         for (_, stop), part in zip(ranges, prepared, strict=True):
             for index, reason in part.unreadable:
                 error = UnreadableImageError(reason, location=source.location(index), public=source.public)
-                if not skip_unreadable or (reason == NO_ACCESS and not skip_inaccessible):
+                leaves_out = skip_unreadable and (reason != NO_ACCESS or skips_inaccessible)
+                if not leaves_out:
                     raise error
                 if on_unreadable is not None:
                     on_unreadable(error)

@@ -26,6 +26,7 @@ from dpmepf.shared.image_decoding import (
     HEADER_FIRST,
     LARGEST_FILE,
     NO_ACCESS,
+    NO_FILE,
     NOT_AN_IMAGE,
     TOO_LARGE,
     DecodingError,
@@ -133,13 +134,16 @@ class FolderFiles:
 
     def read(self, name: str, size: int = -1) -> bytes:
         path = self.root / name
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
-            raise DecodingError(NO_ACCESS)
-        if status.st_size > LARGEST_FILE:
-            raise DecodingError(TOO_LARGE)
-        with path.open("rb") as file:
-            return file.read(size)
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
+                raise DecodingError(NO_FILE)
+            if status.st_size > LARGEST_FILE:
+                raise DecodingError(TOO_LARGE)
+            with path.open("rb") as file:
+                return file.read(size)
+        except OSError:
+            raise DecodingError(NO_ACCESS) from None
 
 
 class ZipMembers:
@@ -221,9 +225,7 @@ class EncodedImageSource(ImageSource):
             return self.members.read(self.names[index], size)
         except (DecodingError, MemoryError, DpmepfError):  # of a whole container: it must not pass for one image's
             raise
-        except OSError:
-            raise DecodingError(NO_ACCESS) from None
-        except Exception:  # zipfile: BadZipFile, zlib.error, NotImplementedError, EOFError, …
+        except Exception:  # zipfile: BadZipFile, zlib.error, OSError of bz2, NotImplementedError, EOFError, …
             raise DecodingError(NOT_AN_IMAGE) from None
 
 

@@ -34,7 +34,7 @@ from dpmepf.shared.image_errors import (
     UndeclaredClassError,
     UnreadableDataError,
 )
-from dpmepf.shared.image_layout import is_image, read_layout, require_undivided
+from dpmepf.shared.image_layout import is_image, is_visible, read_layout, require_undivided
 from dpmepf.shared.image_source_types import FolderFiles, ImageSource, ZipMembers
 from dpmepf.shared.parquet_files import is_parquet
 from dpmepf.shared.shard_sources import open_parquets, open_tars
@@ -77,7 +77,7 @@ def open_images(
         if synthetic is not None:
             path = synthetic
     if path.is_dir():
-        files, folders = _scan_folder(path)
+        files, folders = _scan_folder(path, public)
         pairs = find_idx_pairs(path)
         has_images = any(is_image(name) for name in files)
         shards = find_shards(files, others=has_images or bool(pairs))
@@ -134,7 +134,7 @@ def _inside_synthetic(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
+def _scan_folder(root: Path, public: bool) -> tuple[list[str], list[str]]:
     """Slash-separated relative names of all files and folders; links are followed, but to no folder on the way."""
 
     def refuse(error: OSError) -> NoReturn:
@@ -149,6 +149,12 @@ def _scan_folder(root: Path) -> tuple[list[str], list[str]]:
         targets = {name: Path(current, name).resolve() for name in inner}
         inner[:] = [name for name in inner if not any(folder.is_relative_to(targets[name]) for folder in way)]
         ways |= {Path(current, name): (*way, targets[name]) for name in inner}
+        for name in names:
+            if not is_image(prefix + name) and is_visible(prefix + name) and not Path(current, name).exists():
+                raise UnreadableDataError(
+                    "the data hold a link that leads nowhere, which may be a class or more: make it lead to what it "
+                    "should, or remove it" + (f" ({prefix + name})" if public else "")
+                )
         files += [prefix + name for name in names]
         folders += [prefix + name for name in inner]
     return files, folders

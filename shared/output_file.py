@@ -1,21 +1,25 @@
-"""Where a command may write a file: asked before the work, so that nothing is lost to it and it is not lost itself."""
+"""Where a command may write a file: asked before the work, so that no work is lost, and nobody's file.
+
+With `--force` a command replaces what it wrote before and nothing else. So it never replaces what it reads, by whatever
+path, link or folder that was found.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from dpmepf.shared.errors import UsageError
 
+ARTIFACT = ("artifact", b"\x89HDF\r\n\x1a\n", 0)
+"""A kind of file: what it is called, the bytes that tell it, and where in it they are."""
+REPORT = ("report", b"{", 0)
+WEIGHTS = ("safetensors file", b"{", 8)
+Kind = tuple[str, bytes, int]
 
-def check_output_file(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise `UsageError` unless a file can be written to `path`, and would replace none that is not to be replaced.
 
-    Args:
-        force: whether a file may be replaced.
-        inputs: what the command reads.
-    """
+def check_output_file(path: Path, kind: Kind, *, force: bool) -> None:
+    """Raise `UsageError` unless a file of `kind` can be written to `path`, and may be."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder: give --output the name of a file")
     if path.exists() and not path.is_file():
@@ -26,14 +30,15 @@ def check_output_file(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -
         raise UsageError(f"there is no folder {path.parent}: make it, or choose another --output")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"the folder {path.parent} cannot be written to: choose another --output")
-    refuse_inputs(path, inputs)
+    require_kind(path, kind)
 
 
-def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
-    """Raise `UsageError` if writing `path` would replace one of `inputs`, or a file in one that is a folder."""
-    if not path.exists():
+def require_kind(path: Path, kind: Kind) -> None:
+    """Raise `UsageError` if there is a file at `path` that is not of `kind`; an empty one is nobody's."""
+    name, beginning, offset = kind
+    if not path.is_file():
         return
-    for one in inputs:
-        if one.exists() and (path.samefile(one) or path.resolve().is_relative_to(one.resolve())):
-            among = "is" if path.samefile(one) else "lies among"
-            raise UsageError(f"{path} {among} what this command reads, and would be replaced: choose another --output")
+    with path.open("rb") as file:
+        found = file.read(offset + len(beginning))
+    if found and found[offset:] != beginning:
+        raise UsageError(f"{path} exists and is no {name}, and --force replaces nothing else: choose another --output")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.image_decoding import LARGEST_FILE, NO_ACCESS, TOO_LARGE, DecodingError
+from dpmepf.shared.image_decoding import LARGEST_FILE, NO_FILE, TOO_LARGE, DecodingError
 from dpmepf.shared.image_errors import (
     AmbiguousLayoutError,
     LabelError,
@@ -144,7 +144,7 @@ class ParquetRows:
             images = self._kept.get((shard, group)) or self._read_group(shard, group)
             data = images[row - self._starts[group]]
         if data is None:  # an image that lies elsewhere, or none
-            raise DecodingError(NO_ACCESS)
+            raise DecodingError(NO_FILE)
         if len(data) > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
         return data if size < 0 else data[:size]

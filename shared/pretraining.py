@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -265,7 +266,7 @@ def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
     state = {
         name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()
     }
-    temporary = path.with_name(path.name + ".partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
         temporary.replace(path)

@@ -18,7 +18,7 @@ from dpmepf.shared.encoders import BuiltinEncoder, file_sha256, is_finite
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
-from dpmepf.shared.output_file import check_output_file
+from dpmepf.shared.output_file import WEIGHTS, check_output_file
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
@@ -104,7 +104,7 @@ def main(
     """
     if epochs == 0 and start_from is None:
         raise UsageError("--epochs 0 leaves weights as they are: name them by --start-from, or give a number of epochs")
-    check_output_file(output, force=force, inputs=paths)
+    check_output_file(output, WEIGHTS, force=force)
     where = str(choose_device(device))
     settings = PretrainingSettings(
         epochs=max(epochs, 1),

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpmepf.shared.image_decoding import LARGEST_FILE, NO_ACCESS, TOO_LARGE, DecodingError
+from dpmepf.shared.image_decoding import LARGEST_FILE, NOT_AN_IMAGE, TOO_LARGE, DecodingError
 from dpmepf.shared.image_errors import LabelError, RepeatedImageError, UnreadableDataError
 from dpmepf.shared.image_layout import is_image, is_visible
 from dpmepf.shared.shards import compressed_tar
@@ -145,7 +145,7 @@ class TarMembers:
             file.seek(self._index.starts[place])
             data = file.read(expected)
         if len(data) < expected:  # cut since it was indexed
-            raise DecodingError(NO_ACCESS)
+            raise DecodingError(NOT_AN_IMAGE)
         return data
 
 

@@ -14,12 +14,11 @@ from rich.table import Table
 
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.console import NamedPath, console, progress_bar, reports_errors, with_version
-from dpmepf.shared.output_file import check_output_file
+from dpmepf.shared.output_file import REPORT, check_output_file
 from dpmepf.synthesize.classifiers import CLASSIFIERS
 from dpmepf.synthesize.distances import EXTRACTORS, FEWEST_IMAGES
 from dpmepf.synthesize.evaluation import EvaluationSettings, evaluate
 from dpmepf.synthesize.evaluation_report import EvaluationReport, write_report
-from dpmepf.synthesize.output_folder import OWN_NAMES, RUN_FILE
 
 
 @click.command(name="dpmepf-eval", context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +110,7 @@ def main(
         skip_unreadable=skip_unreadable,
     )
     if output is not None:
-        check_output_file(output, force=force, inputs=[real, *_read_of(synthetic)])
+        check_output_file(output, REPORT, force=force)
     keep_freed_memory()
     report = evaluate(synthetic, real, settings, watch=_watch)
     console.print(f"[yellow]Note:[/] {escape(report.note)}")
@@ -121,11 +120,6 @@ def main(
         Console().print(_table(report))
     if output is not None:
         write_report(output, report)
-
-
-def _read_of(synthetic: Path) -> list[Path]:
-    """Of an output folder of dpmepf-synth its results: scores may lie beside them."""
-    return [synthetic / name for name in OWN_NAMES] if (synthetic / RUN_FILE).is_file() else [synthetic]
 
 
 @contextmanager

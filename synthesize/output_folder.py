@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,6 +84,16 @@ class OutputFolder:
                 raise UsageError(
                     f"an interrupted run is in {self.partial}: go on with --resume or begin again with --force"
                 )
+
+    def require_apart(self, inputs: Iterable[Path]) -> None:
+        """Refuse inputs that lie where this run would delete or replace them.
+
+        Raises: UsageError naming the first.
+        """
+        for path in inputs:
+            for folder in (self.path, self.partial):
+                if path.resolve().is_relative_to(folder.resolve()):
+                    raise UsageError(f"{path} is read by this run, which replaces {folder}: choose another --output")
 
     def checkpoint_folder(self) -> Path | None:
         """Return the folder whose checkpoint `--resume` goes on from: of the interrupted run, else the finished one."""

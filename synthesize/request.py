@@ -136,6 +136,7 @@ def prepare(
         DpmepfError: something cannot be used, or is not the same in all processes.
     """
     output.check(resume=request.resume, force=request.force)
+    output.require_apart([*request.public, *filter(None, [request.prior])])
     artifact = read_verified_artifact(request.artifact)  # the report repeats its claim
     if request.verify_key is not None:
         verify_file(request.artifact, load_verifying_key(request.verify_key))

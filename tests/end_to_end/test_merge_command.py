@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,10 @@ def test_an_existing_output_is_kept_without_force() -> None:
     result = merge("north.h5", "south.h5", "-o", "all.h5", "--disjoint")
     assert result.exit_code == 2 and "--force" in result.stderr
     assert Path("all.h5").read_text() == "precious" and Path("all.h5.sig").exists()
+    result = merge("north.h5", "south.h5", "-o", "all.h5", "--disjoint", "--force")
+    assert result.exit_code == 2 and "exists and is no artifact" in result.stderr
+    shutil.copyfile("north.h5", "all.h5")
+    Path("all.h5.sig").write_bytes(bytes(64))
     assert merge("north.h5", "south.h5", "-o", "all.h5", "--disjoint", "--force").exit_code == 0
     assert not Path("all.h5.sig").exists()
     assert len(read_artifact(Path("all.h5")).ledger.releases) == 2
@@ -155,7 +160,7 @@ def test_an_input_is_never_the_output_even_by_force(output: str) -> None:
     before = Path("south.h5").read_bytes()
     Path("link.h5").symlink_to("south.h5")
     result = merge("north.h5", "south.h5", "-o", output, "--disjoint", "--force")
-    assert_refused(result, 2, "is what this command reads")
+    assert_refused(result, 2, "is one of the artifacts to merge")
     assert Path("south.h5").read_bytes() == before
 
 

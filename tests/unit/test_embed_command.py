@@ -74,7 +74,7 @@ def test_it_writes_an_artifact_whose_every_claim_holds_and_shows_no_private_valu
         "release_id": ledger.release_id,
     }
     assert "treated as public" in result.stderr
-    assert "folder of class folders: 3 classes (healthy, ill, unseen), 28×28 grey" in result.stderr
+    assert "folder of class folders: 3 classes ('healthy', 'ill', 'unseen'), 28×28 grey" in result.stderr
     assert "others, and hidden ones, are passed over" in result.stderr
     assert "(2, 1e-06)-differentially private" in result.stderr
     assert SECRET not in result.output
@@ -123,29 +123,54 @@ def test_replacing_one_costs_more_where_features_can_be_negative(
 
 
 @pytest.mark.parametrize("option", ["--data", "--unit", "--sign-key", "--encoder-weights", "--classes"])
-@pytest.mark.parametrize("linked", [False, True])
-def test_what_a_release_is_made_of_is_not_replaced_by_it(option: str, linked: bool, tmp_path: Path) -> None:
+def test_what_a_release_is_made_of_is_not_replaced_by_it(option: str, tmp_path: Path) -> None:
     file = tmp_path / "input"
     file.write_bytes(b"the only copy")
-    output = tmp_path / "link.h5" if linked else file
-    if linked:
-        output.hardlink_to(file)
     data = () if option == "--data" else ("--data", tmp_path / "elsewhere")
     value = f"@{file}" if option == "--classes" else file
-    result = run(*data, option, value, "--output", output, "--force")
+    result = run(*data, option, value, "--output", file, "--force")
     assert result.exit_code == 2
-    assert "is what this command reads, and would be replaced: choose another --output" in result.stderr.replace(
-        "\n", " "
-    )
+    assert "exists and is no artifact, and --force replaces nothing else" in result.stderr
     assert file.read_bytes() == b"the only copy"
 
 
-def test_an_image_is_not_replaced_by_a_release_of_it(data: Path) -> None:
+def test_an_image_is_not_replaced_by_a_release_of_it_even_through_a_link(data: Path, tmp_path: Path) -> None:
+    for label in ("healthy", "ill"):
+        (tmp_path / "linked" / label).mkdir(parents=True)
+        for image in (data / label).iterdir():
+            (tmp_path / "linked" / label / image.name).symlink_to(image)
     image = next(data.rglob("*.png"))
     before = image.read_bytes()
-    result = run("--data", data, "--output", image, "--force")
+    result = run("--data", tmp_path / "linked", "--output", image, "--force")
     assert (result.exit_code, image.read_bytes()) == (2, before)
-    assert "lies among what this command reads" in result.stderr
+
+
+def test_an_artifact_among_the_data_is_replaced_by_the_next(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(data)
+    output = tmp_path / "data" / "artifact.h5"
+    for _ in range(2):
+        assert run("--data", tmp_path / "data", "--output", output, "--force").exit_code == 0
+    output.unlink()
+
+
+def test_a_file_that_only_is_called_as_a_signature_is_not_replaced(data: Path, tmp_path: Path) -> None:
+    key, output = tmp_path / "a.h5.sig", tmp_path / "a.h5"
+    private = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    key.write_bytes(private)
+    result = run("--data", data, "--output", output, "--sign-key", key, "--force")
+    assert (result.exit_code, "exists and is no signature" in result.stderr) == (2, True)
+    assert run("--data", data, "--output", output, "--force").exit_code == 0  # unsigned: removes an old signature
+    assert key.read_bytes() == private
+
+
+def test_a_class_that_leads_nowhere_is_no_empty_class(data: Path, tmp_path: Path) -> None:
+    for label in ("healthy", "unseen"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+    (tmp_path / "d" / "healthy" / "1.png").write_bytes(next(data.rglob("*.png")).read_bytes())
+    (tmp_path / "d" / "ill").symlink_to(tmp_path / "unmounted")
+    result = run("--data", tmp_path / "d", "--classes", "healthy,ill,unseen", "--output", tmp_path / "a.h5")
+    assert (result.exit_code, "a link that leads nowhere" in result.stderr) == (1, True)
+    assert "unmounted" not in result.stderr and "'ill'" not in result.stderr
 
 
 def test_a_variable_that_is_not_set_is_not_the_current_folder(
@@ -163,7 +188,7 @@ def test_the_part_of_divided_data_that_is_read_is_shown_and_no_other_taken_for_i
     np.savez(tmp_path / "both.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     np.savez(tmp_path / "test.npz", x_test=images, y_test=labels)
     result = run("--data", tmp_path / "both.npz", "--classes", 2, "--output", tmp_path / "a.h5")
-    assert "npz file, its part train: 2 classes (0, 1)" in result.stderr
+    assert "npz file, its part train: 2 classes ('0', '1')" in result.stderr
     result = run("--data", tmp_path / "test.npz", "--classes", 2, "--output", tmp_path / "b.h5")
     assert result.exit_code == 2
     assert "the data hold only the split 'test': confirm it with --split test" in result.stderr

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.vision_transformer import MLPBlock
 from torchvision.ops import SqueezeExcitation
 
+from dpmepf.shared import encoders
 from dpmepf.shared.activations import ACTIVATIONS, CANNOT_TAKE, put_channels_first, too_small, traced, with_positions
 from dpmepf.shared.encoders import BUILTIN, BUILTIN_WEIGHTS, PATIENCE, EncoderWeightsError, file_sha256, load_encoder
 from dpmepf.shared.errors import UsageError
@@ -360,7 +362,9 @@ def test_weights_load_as_torchvisions_files_name_them_and_without_versions(
 ) -> None:
     """torchvision's DenseNets are of a time of other names; MNASNet refuses weights that tell no version."""
     expected = get_model(name, weights=None).state_dict()
-    named_before = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", part): t for part, t in expected.items()}
+    named_before = expected.copy()  # with the versions
+    for part in expected:
+        named_before[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", part)] = named_before.pop(part)
     assert (named_before.keys() != expected.keys()) is (name == "densenet121")
     file = tmp_path / f"{name}{suffix}"
     if suffix == ".safetensors":
@@ -372,6 +376,24 @@ def test_weights_load_as_torchvisions_files_name_them_and_without_versions(
     assert all(torch.equal(found[part], tensor) for part, tensor in expected.items())
 
 
+@pytest.mark.parametrize("version", [None, 1, 2])
+def test_weights_of_an_earlier_version_of_a_module_are_converted_by_it(
+    version: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of vision transformers, whose files call parts otherwise until version 2."""
+    monkeypatch.setattr(encoders, "_torchvision_model", lambda name: MLPBlock(4, 8, 0.0))
+    state = MLPBlock(4, 8, 0.0).state_dict()
+    if version != 2:
+        for part in list(state):
+            state[part.replace("0.", "linear_1.").replace("3.", "linear_2.")] = state.pop(part)
+    if version is None:
+        del state._metadata  # type: ignore[attr-defined]
+    else:
+        state._metadata[""]["version"] = version  # type: ignore[attr-defined]
+    torch.save(state, tmp_path / "weights.pth")
+    assert isinstance(load_encoder("vit_b_16", tmp_path / "weights.pth")[0], MLPBlock)
+
+
 def test_an_encoder_that_fails_inside_of_its_own_code_prints_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,7 +401,7 @@ def test_an_encoder_that_fails_inside_of_its_own_code_prints_no_traceback(
 
     class Windows(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.relu().reshape(len(images), 7, 7, -1).relu()
+            return images.relu().reshape(1, 7, 7, -1).relu()
 
     with pytest.raises(UsageError, match="the encoder windows cannot take 32-pixel images"):
         with_positions(Windows(), ("relu", "relu_1"), encoder="windows", resolution=32)

@@ -1,4 +1,4 @@
-"""What may be written is asked before the work; what a command reads is never replaced by what it writes."""
+"""What may be written is asked before the work; nothing is replaced but what the command wrote before."""
 
 from __future__ import annotations
 
@@ -8,39 +8,41 @@ from pathlib import Path
 import pytest
 
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.output_file import check_output_file, refuse_inputs
+from dpmepf.shared.output_file import ARTIFACT, REPORT, WEIGHTS, Kind, check_output_file
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     existing = tmp_path / "scores.json"
     existing.touch()
     with pytest.raises(UsageError, match="--force"):
-        check_output_file(existing, force=False)
-    check_output_file(existing, force=True)
+        check_output_file(existing, REPORT, force=False)
+    check_output_file(existing, REPORT, force=True)
     with pytest.raises(UsageError, match="is a folder"):
-        check_output_file(tmp_path, force=True)
+        check_output_file(tmp_path, REPORT, force=True)
     with pytest.raises(UsageError, match="there is no folder"):
-        check_output_file(tmp_path / "missing" / "scores.json", force=False)
+        check_output_file(tmp_path / "missing" / "scores.json", REPORT, force=False)
     with pytest.raises(UsageError, match="is a device or a pipe"):
-        check_output_file(Path("/dev/full"), force=True)
+        check_output_file(Path("/dev/full"), REPORT, force=True)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="is a device or a pipe"):
-        check_output_file(tmp_path / "pipe", force=True)
+        check_output_file(tmp_path / "pipe", REPORT, force=True)
 
 
-def test_an_input_is_not_replaced_by_whatever_name_it_is_called(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    (data / "cat").mkdir(parents=True)
-    image, table = data / "cat" / "1.png", tmp_path / "table.csv"
-    image.touch()
-    table.touch()
-    (tmp_path / "soft").symlink_to(table)
-    (tmp_path / "hard").hardlink_to(table)
-    for path in (table, tmp_path / "soft", tmp_path / "hard", data / ".." / "table.csv"):
-        with pytest.raises(UsageError, match=r"table.csv|soft|hard"):
-            refuse_inputs(path, [data, table])
-    with pytest.raises(UsageError, match="lies among what this command reads"):
-        refuse_inputs(image, [data, table])
-    refuse_inputs(data / "new.h5", [data, table])  # there is nothing to lose
-    (tmp_path / "data2").touch()
-    refuse_inputs(tmp_path / "data2", [data, table, tmp_path / "absent"])
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [(ARTIFACT, b"\x89HDF\r\n\x1a\n..."), (REPORT, b'{"fid": 1}'), (WEIGHTS, b"\x10\0\0\0\0\0\0\0{}")],
+    ids=["artifact", "report", "weights"],
+)
+def test_force_replaces_a_file_of_the_same_kind_alone(kind: Kind, own: bytes, tmp_path: Path) -> None:
+    before, other = tmp_path / "before", tmp_path / "other"
+    before.write_bytes(own)
+    check_output_file(before, kind, force=True)
+    for content in (b"image,person\n", b"\x89PNG\r\n\x1a\n", b"{", b"\x89HDF", own[1:]):
+        if content[kind[2] :].startswith(kind[1]):
+            continue
+        other.write_bytes(content)
+        link = tmp_path / f"link{len(content)}"
+        link.symlink_to(other)
+        for path in (other, link):
+            with pytest.raises(UsageError, match=f"exists and is no {kind[0]}, and --force replaces nothing else"):
+                check_output_file(path, kind, force=True)

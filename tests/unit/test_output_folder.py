@@ -254,6 +254,16 @@ def test_a_folder_that_another_run_is_filling_is_left_alone(tmp_path: Path, keep
     assert (output.partial / CHECKPOINT_FILE).is_file() == keep_checkpoint
 
 
+@pytest.mark.parametrize("place", ["synthetic", "synthetic/images", "synthetic.partial/gen.npz", "link/images"])
+def test_what_a_run_reads_is_not_where_it_writes(place: str, tmp_path: Path) -> None:
+    (tmp_path / "synthetic" / "images").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "synthetic")
+    output = OutputFolder(path=tmp_path / "synthetic")
+    output.require_apart([tmp_path / "synthetic2", tmp_path / "photos.zip"])
+    with pytest.raises(UsageError, match="is read by this run, which replaces"):
+        output.require_apart([tmp_path / "photos.zip", tmp_path / place])
+
+
 def test_a_file_system_without_locks_is_written_to_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
