@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ from dpmepf.embed.display import (
     warn_from_any_process,
 )
 from dpmepf.embed.distributed import Processes, joined
-from dpmepf.embed.outcome import Stage, stopping_plainly
+from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
@@ -50,6 +51,7 @@ from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
+from dpmepf.shared.image_errors import LocatedError, UnreadableImageError
 from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.output_file import ARTIFACT, require_kind
@@ -72,9 +74,9 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     "--eps",
     "epsilon",
     type=click.FloatRange(min=0, min_open=True),
-    required=True,
     metavar="NATS",
-    help="Privacy loss epsilon of this release, above 0; smaller is more private and noisier.",
+    help="Privacy loss epsilon of this release, above 0; smaller is more private and noisier. Required, except by "
+    "--list-unreadable.",
 )
 @click.option(
     "--delta",
@@ -203,7 +205,8 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
     "--list-unreadable",
     type=NamedPath(),
     metavar="FILE",
-    help="Release nothing: write which images cannot be decoded to a new FILE, which is private, and stop.",
+    help="Release nothing: write which images cannot be decoded, or where else the data are refused, to a new FILE, "
+    "which is private, and stop.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Read no image and release nothing: show the noise to expect. Needs --records."
@@ -220,7 +223,7 @@ ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no ima
 def main(
     *,
     data: Path | None,
-    epsilon: float,
+    epsilon: float | None,
     delta: float,
     relation: str,
     unit_list: Path | None,
@@ -258,6 +261,12 @@ def main(
     releases = processes is None or processes.first
     if processes is not None and (dry_run or list_unreadable is not None):
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
+    declared = None if classes is None else _declared_classes(classes)
+    if list_unreadable is not None:
+        _list_unreadable(data, declared, split, list_unreadable, workers)
+        return
+    if epsilon is None:
+        raise UsageError("--eps is missing: name the privacy loss epsilon of this release, as --eps 2")
     unit = _unit_of_privacy(unit_list, unit_from_folder)
     settings = EmbedSettings(
         epsilon=epsilon,
@@ -272,10 +281,6 @@ def main(
         register=_register(dataset_name, register_file, budget_eps) if releases else None,
         budget=_budget(budget_eps, budget_delta, delta, relation, unit) if releases else None,
     )
-    declared = None if classes is None else _declared_classes(classes)
-    if list_unreadable is not None:
-        _list_unreadable(_open(data, declared, split), list_unreadable, workers)
-        return
     if releases:
         _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     checkpoint = None
@@ -310,7 +315,8 @@ def main(
         feature_map = build_feature_map(description, weights_file=encoder_weights)
         show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
         return
-    source = _open(data, declared, split)
+    with telling_where_to_look():
+        source = _open(data, declared, split)
     persons = None
     if unit_list is not None:
         persons = persons_from_list(source, unit_list)
@@ -437,13 +443,7 @@ def _check_usage(
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
     check_writable_target(output, force=force)
     require_kind(output, ARTIFACT)
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"the folder {output.parent} cannot be written to ({error.strerror}): choose another --output"
-        ) from None
+    _require_writable_folder(output)
 
 
 def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:
@@ -452,10 +452,30 @@ def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None)
     return open_images(data, classes=classes, split=split)
 
 
-def _list_unreadable(source: ImageSource, file: Path, workers: int | None) -> None:
+def _list_unreadable(
+    data: Path | None, classes: tuple[str, ...] | None, split: str | None, file: Path, workers: int | None
+) -> None:
     check_writable_target(file, force=False)
+    _require_writable_folder(file)
+    found: Sequence[LocatedError]
     with stopping_plainly(Stage(file)):
-        errors = find_unreadable(source, workers=workers)
+        try:
+            found = find_unreadable(_open(data, classes, split), workers=workers)
+        except LocatedError as error:
+            found = [error]
+    lines = (
+        f"{error.location}: {error.reason if isinstance(error, UnreadableImageError) else error}" for error in found
+    )
     file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
-    file.write_text("".join(f"{error.location}: {error.reason}\n" for error in errors), encoding="utf-8")
-    console.print(Text(f"{file} lists the images that cannot be decoded; it is private. Nothing was released."))
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    console.print(Text(f"{file} lists what cannot be used of the data; it is private. Nothing was released."))
+
+
+def _require_writable_folder(file: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the folder {file.parent} cannot be written to ({error.strerror}): choose another place for {file.name}"
+        ) from None

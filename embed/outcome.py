@@ -19,8 +19,8 @@ from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.register import Register
 from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.display import warn
-from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.image_errors import UnreadableImageError
+from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.image_errors import LocatedError
 from dpmepf.shared.processes import StoppedByLauncherError
 
 
@@ -79,8 +79,8 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
         raise _stopped(str(error), stage, StoppedReleaseError) from None
     except KeyboardInterrupt:
         raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
-    except UnreadableImageError as error:
-        raise DpmepfError(f"{error} (--list-unreadable FILE writes down which it is)") from None
+    except LocatedError as error:
+        raise _with_the_way_to_it(error) from None
     except DpmepfError as error:
         if stage.artifact is None and not stage.charged():
             raise
@@ -89,6 +89,20 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
         if stage.artifact is not None or stage.charged():
             warn(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
         raise
+
+
+@contextmanager
+def telling_where_to_look() -> Iterator[None]:
+    """Say of an error about one place in the data, which no message names, how to find that place."""
+    try:
+        yield
+    except LocatedError as error:
+        raise _with_the_way_to_it(error) from None
+
+
+def _with_the_way_to_it(error: LocatedError) -> DpmepfError:
+    kind = UsageError if isinstance(error, UsageError) else DpmepfError
+    return kind(f"{error} (--list-unreadable FILE writes down which it is)")
 
 
 def _stopped(reason: str, stage: Stage, error: type[DpmepfError]) -> DpmepfError:

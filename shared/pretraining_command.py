@@ -82,6 +82,7 @@ DEFAULTS = PretrainingSettings()
 @click.option(
     "--seed", type=click.IntRange(0), default=DEFAULTS.seed, help="Of initialisation, order and augmentation."
 )
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be decoded instead of stopping.")
 @click.option("--device", default="auto", help="Where to train: auto, cpu, cuda or cuda:N.")
 @reports_errors()
 def main(
@@ -96,6 +97,7 @@ def main(
     learning_rate: float,
     attack_radius: float,
     seed: int,
+    skip_unreadable: bool,
     device: str,
 ) -> None:
     """Train the built-in encoder on PUBLIC images and report its accuracy on held-out ones.
@@ -115,7 +117,9 @@ def main(
         seed=seed,
     )
     initial_state = None if start_from is None else read_weights(start_from)
-    images, labels, class_count = load_public_images(paths, resolution=settings.resolutions[-1])
+    images, labels, class_count = load_public_images(
+        paths, resolution=settings.resolutions[-1], skip_unreadable=skip_unreadable
+    )
     training, held_out = split_held_out(labels, settings.held_out_share)
     if not len(training):
         raise UsageError("every image is the first of its class, and held out: give at least two images of a class")
@@ -169,7 +173,9 @@ def _trained(
         )
 
 
-def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Tensor, Tensor, int]:
+def load_public_images(
+    paths: tuple[Path, ...], *, resolution: int, skip_unreadable: bool = False
+) -> tuple[Tensor, Tensor, int]:
     """Join public sources that share their class names: N×3×R×R uint8, N int64, number of classes."""
     sources = [open_images(path, public=True) for path in paths]
     classes = sources[0].classes
@@ -179,7 +185,9 @@ def load_public_images(paths: tuple[Path, ...], *, resolution: int) -> tuple[Ten
                 f"{path} has other classes than {paths[0]}: parts of one data set share their class folders"
             )
     with console.status("reading images"):
-        parts = [load_all(source, resolution=resolution, channels=3) for source in sources]
+        parts = [
+            load_all(source, resolution=resolution, channels=3, skip_unreadable=skip_unreadable) for source in sources
+        ]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]), len(classes)
 
 

@@ -114,8 +114,12 @@ def test_an_existing_output_is_kept_and_noticed_before_the_data_are_opened(tmp_p
 
 def test_force_replaces_an_existing_output(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.h5"
-    output.write_bytes(b"old")
-    assert run(output, "--data", data, "--force").exit_code == 0
+    for _ in range(2):
+        assert run(output, "--data", data, "--force").exit_code == 0
+    other = tmp_path / "thesis.tex"
+    other.write_text("years of work")
+    assert run(other, "--data", data, "--force").exit_code == 2
+    assert other.read_text() == "years of work"
     assert output.read_bytes().startswith(b"\x89HDF")
 
 

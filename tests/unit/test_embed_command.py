@@ -259,6 +259,22 @@ def test_listing_unreadable_images_writes_a_private_file_and_releases_nothing(tm
     assert not output.exists()
 
 
+def test_listing_needs_no_epsilon_and_names_whatever_place_the_data_are_refused_for(data: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "bad.txt"
+    arguments = ["--data", str(data), "--classes", "ill,unseen", "--workers", "0"]
+    refused = CliRunner().invoke(command.main, [*arguments, "--eps", "2", "--output", str(tmp_path / "a.h5")])
+    assert refused.exit_code == 2
+    assert "a class folder is not among the declared classes" in refused.stderr
+    assert "(--list-unreadable FILE writes down which it is)" in refused.stderr
+    assert "healthy" not in refused.output
+    listed = CliRunner().invoke(command.main, [*arguments, "--list-unreadable", str(listing)])
+    assert listed.exit_code == 0, listed.stderr
+    assert "'healthy': a class folder is not among the declared classes" in listing.read_text()
+    assert "healthy" not in listed.output
+    missing = CliRunner().invoke(command.main, arguments)
+    assert (missing.exit_code, "--eps is missing" in missing.stderr) == (2, True)
+
+
 def test_a_log_file_holds_no_count_even_where_colour_is_forced(data: Path, tmp_path: Path) -> None:
     arguments = ["--data", data, "--eps", "2", "--workers", "0", "--output", tmp_path / "artifact.h5"]
     finished = subprocess.run(

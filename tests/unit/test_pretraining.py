@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from dpmepf.shared.encoders import BuiltinEncoder, is_whitened, load_encoder
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
+from dpmepf.shared.image_errors import UnreadableImageError
 from dpmepf.shared.pretraining import (
     PretrainingProgress,
     PretrainingSettings,
@@ -29,7 +30,7 @@ from dpmepf.shared.pretraining import (
     split_held_out,
     standardise,
 )
-from dpmepf.shared.pretraining_command import main, read_weights
+from dpmepf.shared.pretraining_command import load_public_images, main, read_weights
 
 CLASSES = 30  # and not the 200 of the packaged weights
 SETTINGS = PretrainingSettings(epochs=6, resolutions=(8, 16), batch_size=8, learning_rate=0.02)  # batches of 128: 0.15
@@ -238,6 +239,15 @@ def test_images_that_are_all_held_out_are_refused(public_folder: Path, tmp_path:
     result = CliRunner().invoke(main, ["--data", str(public_folder), "--output", str(output), "--resolutions", "16"])
     assert result.exit_code == 2 and "give at least two images of a class" in result.stderr
     assert sorted(tmp_path.iterdir()) == [public_folder]
+
+
+def test_damaged_public_images_are_named_or_left_out(public_folder: Path, tmp_path: Path) -> None:
+    damaged = public_folder / "class000" / "2.png"
+    damaged.write_bytes(b"no image")
+    with pytest.raises(UnreadableImageError, match=r"2\.png"):
+        load_public_images((public_folder,), resolution=16)
+    images, labels, _ = load_public_images((public_folder,), resolution=16, skip_unreadable=True)
+    assert len(images) == len(labels) == 2 * CLASSES
 
 
 def test_where_no_weights_can_be_written_is_said_before_images_are_read(tmp_path: Path) -> None:
