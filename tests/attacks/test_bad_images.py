@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.image_decoding import NO_ACCESS, NOT_AN_IMAGE, TOO_LARGE, DecodingError, decode_image, read_header
+from dpmepf.shared.image_decoding import (
+    NO_ACCESS,
+    NO_FILE,
+    NOT_AN_IMAGE,
+    TOO_LARGE,
+    DecodingError,
+    decode_image,
+    read_header,
+)
 from dpmepf.shared.image_errors import (
     ClassesError,
     DataNotFoundError,
@@ -127,7 +135,7 @@ def test_a_named_pipe_does_not_block(tmp_path):
     (tmp_path / "a.png").write_bytes(image_bytes())
     os.mkfifo(tmp_path / "b.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "nowhere")
-    assert [error.reason for error in find_unreadable(open_images(tmp_path), workers=0)] == [NO_ACCESS, NO_ACCESS]
+    assert [error.reason for error in find_unreadable(open_images(tmp_path), workers=0)] == [NO_FILE, NO_ACCESS]
 
 
 def test_file_names_that_are_no_text_are_read_and_located(tmp_path):

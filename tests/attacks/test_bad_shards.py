@@ -23,7 +23,7 @@ from shard_examples import CLASSES, STRUCT, class_folders, images, webdataset, w
 
 from dpmepf.shared import parquet_files, tar_files
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.shared.image_decoding import NO_ACCESS, NOT_AN_IMAGE, TOO_LARGE
+from dpmepf.shared.image_decoding import NO_FILE, NOT_AN_IMAGE, TOO_LARGE
 from dpmepf.shared.image_errors import (
     AmbiguousLayoutError,
     DataNotFoundError,
@@ -499,7 +499,7 @@ def test_a_named_pipe_does_not_block_and_a_link_to_nowhere_is_refused(tmp_path: 
     path = tmp_path / f"{SECRET}.{form}"
     for make in (lambda: os.mkfifo(path), lambda: path.symlink_to("nowhere")):
         make()
-        refusal(tmp_path, UnreadableDataError, "cannot be read")
+        refusal(tmp_path, UnreadableDataError, "cannot be read|a link that leads nowhere")
         path.unlink()
 
 
@@ -629,9 +629,7 @@ def test_a_path_in_a_parquet_file_is_never_followed(tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes(PNG)
     outside = [{"bytes": None, "path": str(tmp_path / "outside.png")}, None, {"bytes": PNG, "path": None}]
     pq.write_table(pa.table({"image": pa.array(outside, STRUCT)}), tmp_path / "a.parquet")
-    assert [error.reason for error in find_unreadable(open_images(tmp_path / "a.parquet"), workers=0)] == [
-        NO_ACCESS
-    ] * 2
+    assert [error.reason for error in find_unreadable(open_images(tmp_path / "a.parquet"), workers=0)] == [NO_FILE] * 2
 
 
 def test_a_large_row_group_is_refused_by_what_it_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -716,4 +714,4 @@ def test_a_tar_cut_after_it_was_opened_is_unreadable_images(tmp_path: Path) -> N
     source = open_images(path)
     path.write_bytes(path.read_bytes()[: 1024 + len(PNG)])
     (error,) = find_unreadable(source, workers=0)
-    assert error.reason == NO_ACCESS
+    assert error.reason == NOT_AN_IMAGE
