@@ -134,16 +134,13 @@ class FolderFiles:
 
     def read(self, name: str, size: int = -1) -> bytes:
         path = self.root / name
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
-                raise DecodingError(NO_FILE)
-            if status.st_size > LARGEST_FILE:
-                raise DecodingError(TOO_LARGE)
-            with path.open("rb") as file:
-                return file.read(size)
-        except OSError:
-            raise DecodingError(NO_ACCESS) from None
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or device would block for ever
+            raise DecodingError(NO_FILE)
+        if status.st_size > LARGEST_FILE:
+            raise DecodingError(TOO_LARGE)
+        with path.open("rb") as file:
+            return file.read(size)
 
 
 class ZipMembers:
@@ -225,7 +222,9 @@ class EncodedImageSource(ImageSource):
             return self.members.read(self.names[index], size)
         except (DecodingError, MemoryError, DpmepfError):  # of a whole container: it must not pass for one image's
             raise
-        except Exception:  # zipfile: BadZipFile, zlib.error, OSError of bz2, NotImplementedError, EOFError, …
+        except OSError as error:  # of the system, or of bz2 about a member that is damaged, without a number
+            raise DecodingError(NOT_AN_IMAGE if error.errno is None else NO_ACCESS) from None
+        except Exception:  # zipfile: BadZipFile, zlib.error, NotImplementedError, EOFError, …
             raise DecodingError(NOT_AN_IMAGE) from None
 
 

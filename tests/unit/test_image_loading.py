@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import io
@@ -23,7 +24,7 @@ from PIL import Image
 
 from dpmepf.shared import image_decoding, image_loading, image_workers
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.image_decoding import DecodingError, decode_image, read_header
+from dpmepf.shared.image_decoding import NOT_AN_IMAGE, DecodingError, decode_image, read_header
 from dpmepf.shared.image_errors import UnreadableImageError, WorkerDiedError
 from dpmepf.shared.image_loading import find_unreadable, iterate_batches, load_all
 from dpmepf.shared.image_ranges import prepare_range, summarise_headers
@@ -151,6 +152,25 @@ def test_an_image_whose_file_cannot_be_read_is_not_left_out_but_listed(tmp_path,
     with pytest.raises(UnreadableImageError, match=r"its file cannot be read; make it readable or remove it$"):
         list(iterate_batches(source, resolution=20, channels=3, batch_size=8, workers=workers, skip_unreadable=True))
     assert [Path(error.location).name for error in find_unreadable(source, workers=workers)] == ["003.png", "007.png"]
+
+
+def test_a_disk_that_fails_is_not_a_damaged_image_but_a_damaged_member_of_an_archive_is(tmp_path, monkeypatch):
+    """bz2 tells of damage by an OSError, as a disk does of its own failure."""
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        Image.new("L", (20, 20)).save(whole := io.BytesIO(), "PNG")
+        archive.writestr("1.png", whole.getvalue())
+    content = bytearray((tmp_path / "d.zip").read_bytes())
+    content[30 + len("1.png") + 4] ^= 0xFF  # the first block's magic
+    (tmp_path / "d.zip").write_bytes(content)
+    source = open_images(tmp_path / "d.zip")
+    assert [error.reason for error in find_unreadable(source, workers=0)] == [NOT_AN_IMAGE]
+
+    def fail(name, size=-1):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(source.members, "read", fail)
+    with pytest.raises(UnreadableImageError, match="its file cannot be read; make it readable"):
+        load_all(source, resolution=28, channels=1, workers=0, skip_unreadable=True)
 
 
 def damaged_tiffs() -> list[bytes]:
