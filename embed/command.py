@@ -8,12 +8,9 @@ artifact holds a count, a file name or a value of the data.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.atomic_file import check_writable_target
@@ -40,21 +37,20 @@ from dpmepf.embed.display import (
     warn_from_any_process,
 )
 from dpmepf.embed.distributed import Processes, joined
+from dpmepf.embed.listing import write_list_of_unusable
 from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
-from dpmepf.shared.console import NamedPath, console, reports_errors, with_version
+from dpmepf.shared.console import NamedPath, reports_errors, with_version
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
-from dpmepf.shared.image_errors import LocatedError, UnreadableImageError
-from dpmepf.shared.image_loading import find_unreadable
 from dpmepf.shared.image_sources import ImageSource, open_images
-from dpmepf.shared.output_file import ARTIFACT, require_kind
+from dpmepf.shared.output_file import ARTIFACT, require_kind, require_writable_folder
 from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
@@ -263,7 +259,8 @@ def main(
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
     declared = None if classes is None else _declared_classes(classes)
     if list_unreadable is not None:
-        _list_unreadable(data, declared, split, list_unreadable, workers)
+        write_list_of_unusable(lambda: _open(data, declared, split), list_unreadable, workers=workers)
+        note(f"{list_unreadable} lists what cannot be used of the data; it is private. Nothing was released.")
         return
     if epsilon is None:
         raise UsageError("--eps is missing: name the privacy loss epsilon of this release, as --eps 2")
@@ -443,39 +440,10 @@ def _check_usage(
         raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
     check_writable_target(output, force=force)
     require_kind(output, ARTIFACT)
-    _require_writable_folder(output)
+    require_writable_folder(output)
 
 
 def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:
     if data is None:
         raise UsageError("--data is missing: name the folder or file with the private images")
     return open_images(data, classes=classes, split=split)
-
-
-def _list_unreadable(
-    data: Path | None, classes: tuple[str, ...] | None, split: str | None, file: Path, workers: int | None
-) -> None:
-    check_writable_target(file, force=False)
-    _require_writable_folder(file)
-    found: Sequence[LocatedError]
-    with stopping_plainly(Stage(file)):
-        try:
-            found = find_unreadable(_open(data, classes, split), workers=workers)
-        except LocatedError as error:
-            found = [error]
-    lines = (
-        f"{error.location}: {error.reason if isinstance(error, UnreadableImageError) else error}" for error in found
-    )
-    file.touch(mode=0o600, exist_ok=False)  # for the custodian's eyes
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    console.print(Text(f"{file} lists what cannot be used of the data; it is private. Nothing was released."))
-
-
-def _require_writable_folder(file: Path) -> None:
-    try:
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"the folder {file.parent} cannot be written to ({error.strerror}): choose another place for {file.name}"
-        ) from None

@@ -7,6 +7,7 @@ path, link or folder that was found.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from dpmepf.shared.errors import UsageError
@@ -28,9 +29,19 @@ def check_output_file(path: Path, kind: Kind, *, force: bool) -> None:
         raise UsageError(f"{path} exists: choose another --output, or pass --force to replace it")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}: make it, or choose another --output")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"the folder {path.parent} cannot be written to: choose another --output")
+    require_writable_folder(path)
     require_kind(path, kind)
+
+
+def require_writable_folder(path: Path) -> None:
+    """Raise `UsageError` unless a file can be made where `path` is to be."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the folder {path.parent} cannot be written to ({error.strerror}): choose another place for {path.name}"
+        ) from None
 
 
 def require_kind(path: Path, kind: Kind) -> None:

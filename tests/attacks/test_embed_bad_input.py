@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dpmepf.embed import command
+from dpmepf.shared import output_file
 
 SECRET = "patient-4711"
 
@@ -135,7 +136,7 @@ def test_a_read_only_output_folder_is_noticed_before_the_data_are_opened(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(command.tempfile, "TemporaryFile", refuse)  # the tests may run as root, whom no mode stops
+    monkeypatch.setattr(output_file.tempfile, "TemporaryFile", refuse)  # the tests may run as root, whom no mode stops
     result = run(tmp_path / "a.h5", "--data", tmp_path / "nowhere")
     assert_refused(result, 2, beside=tmp_path, keeps=set())
     assert "Read-only" in result.stderr
