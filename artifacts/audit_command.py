@@ -34,6 +34,14 @@ class _FilesAndCommands(click.Group):
         return super().parse_args(ctx, args)
 
 
+class _Unnamed(click.Command):
+    """The command that need not be named."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        assert ctx.parent is not None
+        formatter.write_usage(ctx.parent.command_path, " ".join(self.collect_usage_pieces(ctx)))
+
+
 @click.group(cls=_FilesAndCommands, context_settings={"help_option_names": ["-h", "--help"]})
 @with_version
 def main() -> None:
@@ -43,7 +51,7 @@ def main() -> None:
 main.add_command(register_group)
 
 
-@main.command("audit")
+@main.command("audit", cls=_Unnamed)
 @click.argument("file", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 import re
 import socket
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.torch_files import load_torch_file
 from dpmepf.shared.whitening import Whitening
 
 BUILTIN = "builtin"
@@ -126,18 +126,12 @@ def load_encoder(
             f"{required_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
         )
     try:
-        state = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, weights_only=True, map_location="cpu")
-        )
+        state = load_file(file) if file.suffix == ".safetensors" else load_torch_file(file)
         encoder = _builtin_for(state) if name == BUILTIN else _torchvision_model(name)
         _load(encoder, _with_names_of_today(with_batch_counters(encoder, state)))
     except (
         SafetensorError,
-        pickle.UnpicklingError,
         RuntimeError,
-        EOFError,
         TypeError,
         AttributeError,
         LookupError,

@@ -30,6 +30,7 @@ from dpmepf.shared.encoders import (
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import WHITENED_POOLING, pool
 from dpmepf.shared.precision import autocast
+from dpmepf.shared.torch_files import load_torch_file
 from dpmepf.shared.whitening import Whitening
 
 WHITENING_IMAGES = 10_000
@@ -311,8 +312,12 @@ def _save(path: Path, step: int, encoder: nn.Module, optimiser: torch.optim.Opti
 
 
 def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, run: str) -> int:
-    saved = torch.load(path, weights_only=True, map_location="cpu")
-    if saved.get("run") != run:
+    try:
+        saved = load_torch_file(path)
+        same_run = saved["run"] == run
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is no checkpoint of this command: delete it, or choose another --output") from error
+    if not same_run:
         raise UsageError(
             f"checkpoint {path} belongs to other settings, other weights to start from or an earlier version: repeat "
             "those, delete it, or choose another --output"

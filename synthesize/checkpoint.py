@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.torch_files import load_torch_file
 from dpmepf.synthesize.settings import SynthesisSettings
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -75,7 +75,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / CHECKPOINT_FILE
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch_file(path)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path} was written by another version: begin again with --force")
         return Checkpoint(
@@ -86,7 +86,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             prior=content.get("prior"),
             relabel=content.get("relabel"),
         )
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: begin again with --force") from error
 
 

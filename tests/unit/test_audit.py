@@ -212,6 +212,11 @@ def test_a_missing_file_exits_with_2_and_an_unreadable_one_with_1_in_one_sentenc
         assert result.stdout == "" and result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
 
 
+def test_usage_is_that_of_the_command_as_a_user_types_it() -> None:
+    shown = CliRunner().invoke(main, ["--help"], prog_name="dpmepf-audit").stdout
+    assert shown.startswith("Usage: dpmepf-audit [OPTIONS] FILE\n")
+
+
 def test_shown_numbers_are_never_below_the_value() -> None:
     for value in (0.9999999999999999, 1 / 3, 2 / 3, 1.4999999e-7, 123456.7):
         assert float(rounded_up(value)) >= value

@@ -1,0 +1,30 @@
+"""Files that `torch.save` wrote, read without running any code in them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class TorchFileError(ValueError):
+    """A file does not hold what `torch.save` writes of tensors, numbers, text and containers of them."""
+
+
+def load_torch_file(path: Path) -> Any:
+    """Return what is in a file, tensors on the CPU.
+
+    Raises:
+        OSError: it cannot be read.
+        TorchFileError: it is damaged, or something else.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd versions of pickle, in files that are none
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of an arbitrary file nearly any: struct.error, IndexError, UnpicklingError, …
+        raise TorchFileError(f"{path} is not a file that torch.save wrote") from error
