@@ -8,6 +8,7 @@
     distributed     joined, Processes: several processes, one release
     expectation     noise_to_signal, noise_per_feature, noise_per_count
     listing         what cannot be used of the data, for their owner
+    options         what the command's options ask for
     outcome         what is said of a release that was broken off
     display         what the command shows
     command         main (dpmepf-embed)

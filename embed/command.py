@@ -12,11 +12,9 @@ from pathlib import Path
 
 import click
 
-from dpmepf.artifacts.accounts import Budget
-from dpmepf.artifacts.atomic_file import check_writable_target
 from dpmepf.artifacts.hdf5_file import write_artifact
-from dpmepf.artifacts.ledger import ONE_IMAGE, ONE_PERSON, UNNAMED
-from dpmepf.artifacts.register import Register, default_register, files_of
+from dpmepf.artifacts.ledger import UNNAMED
+from dpmepf.artifacts.register import files_of
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import (
     check_signature_target,
@@ -38,11 +36,11 @@ from dpmepf.embed.display import (
 )
 from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.listing import write_list_of_unusable
+from dpmepf.embed.options import budget_of, check_usage, declared_classes, register_of, unit_of_privacy
 from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
 from dpmepf.shared.allocator import keep_freed_memory
-from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import NamedPath, reports_errors, with_version
 from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
@@ -50,7 +48,6 @@ from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
 from dpmepf.shared.image_sources import ImageSource, open_images
-from dpmepf.shared.output_file import ARTIFACT, require_kind, require_writable_folder
 from dpmepf.shared.processes import SpeakingOnce
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
@@ -257,14 +254,14 @@ def main(
     releases = processes is None or processes.first
     if processes is not None and (dry_run or list_unreadable is not None):
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
-    declared = None if classes is None else _declared_classes(classes)
+    declared = None if classes is None else declared_classes(classes)
     if list_unreadable is not None:
         write_list_of_unusable(lambda: _open(data, declared, split), list_unreadable, workers=workers)
         note(f"{list_unreadable} lists what cannot be used of the data; it is private. Nothing was released.")
         return
     if epsilon is None:
         raise UsageError("--eps is missing: name the privacy loss epsilon of this release, as --eps 2")
-    unit = _unit_of_privacy(unit_list, unit_from_folder)
+    unit = unit_of_privacy(unit_list, unit_from_folder)
     settings = EmbedSettings(
         epsilon=epsilon,
         delta=delta,
@@ -275,11 +272,11 @@ def main(
         device=str(choose_device(device) if processes is None else processes.device(device)),
         skip_unreadable=skip_unreadable,
         dataset_name=UNNAMED if dataset_name is None else dataset_name,
-        register=_register(dataset_name, register_file, budget_eps) if releases else None,
-        budget=_budget(budget_eps, budget_delta, delta, relation, unit) if releases else None,
+        register=register_of(dataset_name, register_file, budget_eps) if releases else None,
+        budget=budget_of(budget_eps, budget_delta, delta, relation, unit) if releases else None,
     )
     if releases:
-        _check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
+        check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     checkpoint = None
     if checkpoint_file is not None and not dry_run:
         register = [] if settings.register is None else files_of(settings.register.path)
@@ -373,74 +370,9 @@ def main(
         show_release(artifact, output, as_json, weights=encoder_weights)
 
 
-def _register(dataset: str | None, file: Path | None, budget_eps: float | None) -> Register | None:
-    """The book that the options ask for: any of them wants one, and a data set's name is enough."""
-    if dataset is None and file is None and budget_eps is None:
-        return None
-    return Register(file or default_register())
-
-
-def _unit_of_privacy(unit_list: Path | None, unit_from_folder: bool) -> str:
-    if unit_list is not None and unit_from_folder:
-        raise UsageError("--unit and --unit-from-folder both say whose image each image is: choose one")
-    return ONE_IMAGE if unit_list is None and not unit_from_folder else ONE_PERSON
-
-
-def _budget(epsilon: float | None, budget_delta: float | None, delta: float, relation: str, unit: str) -> Budget | None:
-    if epsilon is None:
-        if budget_delta is not None:
-            raise UsageError("--budget-delta belongs to --budget-eps: give both, or neither if the budget is set")
-        return None
-    relation_kept = NeighbouringRelation(relation)
-    return Budget(
-        epsilon=epsilon,
-        delta=delta if budget_delta is None else budget_delta,
-        relation=relation_kept,
-        unit_of_privacy=unit,
-    )
-
-
 def _ask_passphrase() -> str:
     passphrase: str = click.prompt("Passphrase of the signing key", hide_input=True, err=True)
     return passphrase
-
-
-def _declared_classes(text: str) -> tuple[str, ...]:
-    if not text.startswith("@"):
-        return parse_classes(text)
-    file = Path(text[1:])
-    if not file.exists():
-        raise UsageError(f"--classes {text} names a file that does not exist: give one class name a line")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UsageError(
-            f"--classes {text} names a file that cannot be read as text: give one class name a line"
-        ) from None
-    return check_class_names([line.strip() for line in lines if line.strip()])
-
-
-def _check_usage(
-    output: Path,
-    register: Register | None,
-    *,
-    force: bool,
-    dry_run: bool,
-    records: int | None,
-) -> None:
-    """Everything that can be refused without looking at data or encoder."""
-    if dry_run != (records is not None):
-        raise UsageError(
-            "--dry-run and --records belong together: --dry-run --records 60000 --classes 10 shows the noise to expect"
-        )
-    if dry_run:
-        return
-    written = {output.resolve(), signature_file(output).resolve()}
-    if register is not None and register.path.resolve() in written:
-        raise UsageError(f"--register {register.path} is the file that --output {output} or its signature would be")
-    check_writable_target(output, force=force)
-    require_kind(output, ARTIFACT)
-    require_writable_folder(output)
 
 
 def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:

@@ -1164,7 +1164,7 @@ MUTANTS = [
     ),
     _mutant(
         "the budget's relation is not the one that was asked for",
-        "embed/command.py",
+        "embed/options.py",
         "relation_kept = NeighbouringRelation(relation)",
         "relation_kept = NeighbouringRelation.ADD_OR_REMOVE_ONE",
         f"{EMBED_COMMAND}::test_the_budget_is_kept_as_it_was_given",
