@@ -1,4 +1,4 @@
-"""The data set in colour that nothing was chosen by: digits over photographs, the same every time."""
+"""Data sets made of those at hand: digits over photographs, and photographs in grey; the same every time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from mnist_m import write_mnist_m
+from derived_sets import write_cifar10_grey, write_mnist_m
 from PIL import Image
 
 from dpmepf.shared.image_loading import load_all
@@ -60,3 +60,17 @@ def test_it_is_the_same_every_time_and_replaces_nothing(data: Path, tmp_path: Pa
     assert all(first.read(name) == second.read(name) for name in first.namelist())
     with pytest.raises(FileExistsError):
         write_mnist_m(data, tmp_path / "a.zip")
+
+
+def test_photographs_in_grey_keep_their_classes_and_parts(tmp_path: Path) -> None:
+    with ZipFile(tmp_path / "cifar10.zip", "w") as archive:
+        for part, colour in (("train", (255, 0, 0)), ("test", (0, 255, 0))):
+            jpeg = BytesIO()
+            Image.new("RGB", (32, 32), colour).save(jpeg, "JPEG", quality=100, subsampling=0)
+            archive.writestr(f"{part}/cat/0000.jpg", jpeg.getvalue())
+    write_cifar10_grey(tmp_path, tmp_path / "grey.zip")
+    with ZipFile(tmp_path / "grey.zip") as archive:
+        assert archive.namelist() == ["test/cat/0000.png", "train/cat/0000.png"]
+        for name, weight in (("train/cat/0000.png", 0.299), ("test/cat/0000.png", 0.587)):
+            image = Image.open(BytesIO(archive.read(name)))
+            assert image.mode == "L" and np.abs(np.asarray(image) - 255 * weight).max() <= 3  # of JPEG
