@@ -89,6 +89,19 @@ def class_sizes(artifact: Artifact) -> np.ndarray:
     return mean + between / (between + 1.0 / precisions) * (estimates - mean)
 
 
+def length_in_common(artifact: Artifact) -> float | None:
+    """Return how long the mean features of all images are: 1 if all have the same, near 0 if nothing in common.
+
+    None where the noise in that mean is as long as it may be at most.
+    """
+    sums, records = artifact.feature_sums(), float(artifact.counts().sum())
+    squared_noise = artifact.noise_std_features**2 * sums.size  # of the sum over all classes
+    if records <= math.sqrt(squared_noise):
+        return None
+    squared = float((sums.sum(axis=0) ** 2).sum()) - squared_noise
+    return min(math.sqrt(max(squared, 0.0)) / records, 1.0)
+
+
 def estimated_counts(
     sums: np.ndarray, noisy_counts: np.ndarray, *, noise_std_features: float, noise_std_counts: float
 ) -> np.ndarray:

@@ -70,7 +70,9 @@ class StandInRelease:
     feature_map: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.feature_map = SimpleNamespace(resolution=self.resolution, channels=self.channels)
+        self.feature_map = SimpleNamespace(
+            resolution=self.resolution, channels=self.channels, normalisation="per-layer"
+        )
 
     def feature_sums(self) -> np.ndarray:
         return self.sums

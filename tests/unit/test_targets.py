@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from synthesis_stand_ins import StandInRelease
 
 from dpmepf.shared.errors import DpmepfError
-from dpmepf.synthesize.targets import ClassTargets, class_sizes, class_targets, estimated_counts
+from dpmepf.synthesize.targets import ClassTargets, class_sizes, class_targets, estimated_counts, length_in_common
 
 DIMENSION = 400
 
@@ -118,3 +120,28 @@ def test_a_class_that_is_mostly_noise_weighs_little_and_well_known_classes_weigh
 def test_means_that_are_not_finite_are_refused() -> None:
     with pytest.raises(DpmepfError, match="not finite"):
         ClassTargets(means=torch.tensor([[float("nan")]]), counts=np.ones(1), noise_variance=np.zeros(1))
+
+
+@pytest.mark.parametrize("counts", [[600] * 10, [5000, 300, 20], [4000]])
+@pytest.mark.parametrize("shared", [0.2, 0.6])
+def test_what_all_images_have_in_common_is_told_from_noise(shared: float, counts: list[int]) -> None:
+    """Means with a part that all share, and each a part of its own, which add up to nothing over all images."""
+    random = np.random.default_rng(0)
+    directions = np.linalg.qr(random.standard_normal((DIMENSION, len(counts) + 1)))[0].T
+    own = directions[1:] * 0.3
+    own -= np.average(own, axis=0, weights=counts)
+    release = noisy_release(counts, noise_std=0.0)
+    release.sums = np.array(counts)[:, None] * (shared * directions[0] + own)
+    assert length_in_common(release) == pytest.approx(shared)  # type: ignore[arg-type]
+    release.noise_std_features = 0.3 * sum(counts) / np.sqrt(release.sums.size)  # noise of length 0.3 in the mean
+    for seed in range(5):
+        noise = np.random.default_rng(seed).standard_normal(release.sums.shape) * release.noise_std_features
+        noisy = dataclasses.replace(release, sums=release.sums + noise)
+        assert length_in_common(noisy) == pytest.approx(shared, abs=0.06)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("counts", [[3, 2], [0, 0], [-5, 2]])
+def test_what_noise_hides_is_not_guessed(counts: list[int]) -> None:
+    release = noisy_release([1, 1], noise_std=1.0)
+    release.noisy_counts = np.array(counts, float)
+    assert length_in_common(release) is None  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from synthesis_stand_ins import RandomFeatureMap, StandInRelease, release_of_squares, small_settings
@@ -24,6 +25,7 @@ from dpmepf.synthesize.training import (
     TrainingCallbacks,
     TrainingError,
     TrainingStopped,
+    generator_configuration,
     train_generator,
 )
 from dpmepf.synthesize.variation import Variation
@@ -188,6 +190,28 @@ def test_images_in_colour_are_varied_unless_told_and_the_sizes_are_learned() -> 
     assert trained(1, True).variation is not None
     assert colour.variation is not None
     assert not torch.equal(colour.variation.sizes.weight, Variation(3).sizes.weight)
+
+
+@pytest.mark.parametrize(
+    ("length", "normalisation", "noise_std", "varied"),
+    [
+        (0.45, "whitened", 0.0, True),
+        (0.55, "whitened", 0.0, False),
+        (0.45, "per-layer", 0.0, False),  # lengths of features that are not whitened say nothing
+        (0.45, "whitened", 100.0, False),  # nor does noise
+    ],
+)
+def test_grey_images_are_varied_where_they_have_as_little_in_common_as_photographs(
+    length: float, normalisation: str, noise_std: float, varied: bool
+) -> None:
+    release = release_of_squares(RandomFeatureMap())
+    mean = release.sums.sum(axis=0) / release.noisy_counts.sum()
+    release.sums *= length / np.linalg.norm(mean)
+    release.feature_map.normalisation = normalisation
+    release.noise_std_features = noise_std
+    for told, expected in ((None, varied), (True, True), (False, False)):
+        configuration = generator_configuration(release, small_settings(vary=told))  # type: ignore[arg-type]
+        assert configuration.varied is expected
 
 
 def test_a_checkpoint_of_another_generator_is_refused() -> None:
