@@ -12,12 +12,15 @@ import torch
 from synthesis_stand_ins import RandomFeatureMap, StandInRelease, release_of_squares, small_settings
 from torch import Tensor
 
+from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
+from dpmepf.shared.image_loading import load_all
+from dpmepf.shared.image_sources import open_images
 from dpmepf.synthesize import training as training_module
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from dpmepf.synthesize.denoising import denoised_means
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.settings import SynthesisSettings
-from dpmepf.synthesize.targets import class_targets
+from dpmepf.synthesize.targets import class_targets, length_in_common
 from dpmepf.synthesize.training import (
     ClassSchedule,
     GeneratorTraining,
@@ -212,6 +215,31 @@ def test_grey_images_are_varied_where_they_have_as_little_in_common_as_photograp
     for told, expected in ((None, varied), (True, True), (False, False)):
         configuration = generator_configuration(release, small_settings(vary=told))  # type: ignore[arg-type]
         assert configuration.varied is expected
+
+
+@pytest.mark.parametrize(
+    ("data", "resolution", "length", "varied"), [("cifar10.zip", 32, 0.46, True), ("MNIST", 28, 0.76, False)]
+)
+def test_photographs_in_grey_are_varied_and_digits_are_not(
+    data: str, resolution: int, length: float, varied: bool, shared_data: Path
+) -> None:
+    source = open_images(shared_data / data, public=True, split="test")
+    images, _ = load_all(source, resolution=resolution, channels=1)
+    chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]]
+    feature_map = build_feature_map(describe_feature_map(resolution=resolution, channels=1))
+    with torch.inference_mode():
+        features = torch.cat([feature_map(batch) for batch in chosen.split(100)])
+    release = StandInRelease(
+        sums=features.double().sum(dim=0, keepdim=True).numpy(),
+        noisy_counts=np.array([len(chosen)], float),
+        noise_std_features=0.0,
+        noise_std_counts=0.0,
+        classes=("all",),
+        resolution=resolution,
+    )
+    release.feature_map.normalisation = feature_map.description.normalisation
+    assert length_in_common(release) == pytest.approx(length, abs=0.02)  # type: ignore[arg-type]
+    assert generator_configuration(release, small_settings()).varied is varied  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_of_another_generator_is_refused() -> None:
