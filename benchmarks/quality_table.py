@@ -41,7 +41,7 @@ OTHERS_CURRENT_SINCE = {  # what is trained without a probe: since bc369bfd8c
 }
 
 DP_MERF_OF_COLOUR_SINCE = "2026-11-30T04:18:00+00:00"  # without changes at random, which grey images never had
-GREY = ("MNIST", "Fashion-MNIST")
+GREY = ("MNIST", "Fashion-MNIST", "CIFAR-10-grey")
 
 PUBLIC_CURRENT_SINCE = "2026-11-30T02:14:00+00:00"  # of sets with public images: how these are chosen (e3c4ea0)
 

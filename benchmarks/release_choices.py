@@ -80,7 +80,8 @@ def settings_of(choice: str, seed: int, options: argparse.Namespace, channels: i
     """The preset's, with what the choice is about."""
     length = {} if options.steps is None else {"steps": options.steps}
     settings = settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed, **length)
-    return dataclasses.replace(settings, **TRAININGS.get(choice, AS_BY_DEFAULT).changes(settings, channels))
+    changes = TRAININGS.get(choice, AS_BY_DEFAULT).changes(settings, channels)
+    return dataclasses.replace(settings, **{"vary": channels == 3} | changes)  # not by what a choice releases
 
 
 def one_run(plan: Record, options: argparse.Namespace, folder: Path, sums: Path) -> Record:
@@ -159,7 +160,7 @@ def public_prior(path: Path, form: Form, device: str) -> Generator:
     source = open_images(path, public=True)
     _, generator = release_and_train(
         source,
-        settings_for("standard", bfloat16=native_bfloat16()),
+        settings_for("standard", bfloat16=native_bfloat16(), vary=form.channels == 3),
         schema=dataclasses.replace(infer_schema(source), **dataclasses.asdict(form)),
         feature_map=CHOICES["default"][1](form, torch.empty(0)).to(device),
         epsilon=PRIOR_EPSILON,

@@ -7,7 +7,7 @@ trained on the synthetic and tested on the real images, of KID, and of the minut
 Baselines run in the same table, on the same images and scored by the same command: DP-MERF (dp_merf.py) with the same
 generator, and a classifier trained by DP-SGD on the private images themselves (dp_sgd.py). `ours-plain` is ours without
 correcting labels, which DP-MERF's features are not good enough for: these two differ by the features and by what needs
-good ones (the metric, and changes at random of images in colour).
+good ones (the metric, and changes at random of images as they are drawn).
 `real` scores the private images themselves, at no ε: what no synthetic set is expected to exceed.
 
 A long table is made in several sessions: `--log FILE` keeps every run and leaves out those that are in it already, and

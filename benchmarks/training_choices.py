@@ -120,7 +120,7 @@ def distance_to(released: Tensor, generator: Generator, features_of: FeatureFunc
 
 TRAININGS = {
     "variation": Training(
-        description="images in colour are not changed at random as they are drawn, grey ones are",
+        description="the other way about: images in colour are not changed at random as they are drawn, grey ones are",
         changes=lambda preset, channels: {"vary": channels == 1},
     ),
     "no-relabel": Training(

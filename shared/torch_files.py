@@ -18,6 +18,7 @@ def load_torch_file(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
+        MemoryError: it may be sound, but does not fit.
         TorchFileError: it is damaged, or something else.
     """
     try:
@@ -26,5 +27,9 @@ def load_torch_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from None
+        raise TorchFileError(f"{path} is not a file that torch.save wrote") from error
     except Exception as error:  # of an arbitrary file nearly any: struct.error, IndexError, UnpicklingError, …
         raise TorchFileError(f"{path} is not a file that torch.save wrote") from error

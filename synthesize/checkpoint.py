@@ -78,6 +78,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         content = load_torch_file(path)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path} was written by another version: begin again with --force")
+        if not isinstance(content["state"], dict):
+            raise TypeError("a state is a dictionary")
         return Checkpoint(
             artifact_sha256=content["artifact_sha256"],
             settings=SynthesisSettings.from_dict(content["settings"]),
@@ -86,7 +88,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             prior=content.get("prior"),
             relabel=content.get("relabel"),
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: begin again with --force") from error
 
 

@@ -123,7 +123,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "--vary/--no-vary",
     default=None,
     help="Change images at random as they are drawn (turn, enlarge, move, brighten), by sizes that are learned.  "
-    "[default: images in colour, and grey ones like photographs]",
+    "[default: as the generator of --prior; else images in colour, and grey ones if they have as little in common as "
+    "photographs]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(

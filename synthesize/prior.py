@@ -76,6 +76,7 @@ def require_fit(prior: Generator, configuration: GeneratorConfiguration) -> None
             raise UsageError(
                 f"--prior: its generator has {one.name} {found}, but that of this run has {needed}: make one from "
                 "public images of the same resolution and channels, with the same options"
+                + (", or give --vary or --no-vary as for it" if one.name == "varied" else "")
             )
 
 

@@ -158,6 +158,8 @@ def prepare(
     prior = load_prior(request.prior, device=device) if request.prior else None
     origin = _origin(prior, checkpoint)
     settings = _settings(request, checkpoint, device)
+    if prior is not None and settings.vary is None:
+        settings = replace(settings, vary=prior.generator.configuration.varied)
     configuration = generator_configuration(artifact, settings)
     if prior is not None:
         require_fit(prior.generator, configuration)

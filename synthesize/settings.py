@@ -40,8 +40,8 @@ class SynthesisSettings:
         second_convolution: whether each block also convolves after enlarging (two to three times the arithmetic).
         latent_dimension: length of the generator's random input; at least 7 where images are varied, six of which do
             that.
-        vary: whether images are changed at random as they are drawn, by learned sizes; None: those in colour, and grey
-            ones that have no more in common than photographs (`training.generator_configuration`).
+        vary: whether images are changed at random as they are drawn, by learned sizes; None: as
+            `training.generator_configuration` says.
         mean_memory: share of the previous estimate in the moving average of each class's generated mean features
             that images are repelled from, in [0, 1); 0: only the batch itself.
         metric_ridge: how far the metric is from dividing each direction of the features by its variance within

@@ -92,7 +92,7 @@ def class_sizes(artifact: Artifact) -> np.ndarray:
 def length_in_common(artifact: Artifact) -> float | None:
     """Return how long the mean features of all images are: 1 if all have the same, near 0 if nothing in common.
 
-    None where the noise in that mean is as long as it may be at most.
+    None where the noise in that mean is expected to be as long as the mean can be.
     """
     sums, records = artifact.feature_sums(), float(artifact.counts().sum())
     squared_noise = artifact.noise_std_features**2 * sums.size  # of the sum over all classes

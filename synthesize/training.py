@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from dpmepf.shared.encoders import BUILTIN_WEIGHTS, file_sha256
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
@@ -371,8 +372,8 @@ class ClassSchedule:
 def generator_configuration(artifact: Artifact, settings: SynthesisSettings) -> GeneratorConfiguration:
     """Return the shape of the generator for `artifact`'s images.
 
-    Unless told, images in colour are varied: photographs are taken from anywhere and in any light. Grey ones are where
-    they have no more in common than photographs have. Digits and scans stand as somebody put them.
+    Unless told, images in colour are varied: photographs are taken from anywhere and in any light. Grey ones are varied
+    only where they have no more in common than photographs have: others, such as digits, were drawn worse with it.
     """
     channels = artifact.feature_map.channels
     return GeneratorConfiguration(
@@ -387,8 +388,9 @@ def generator_configuration(artifact: Artifact, settings: SynthesisSettings) -> 
 
 
 def _are_like_photographs(artifact: Artifact) -> bool:
-    """Whether images have as little in common as photographs, by features that are whitened by those of photographs."""
-    if artifact.feature_map.normalisation != "whitened":
+    """Whether images have as little in common as photographs, by features of which it is known what that means."""
+    described = artifact.feature_map
+    if described.normalisation != "whitened" or described.weights_sha256 != file_sha256(BUILTIN_WEIGHTS):
         return False
     length = length_in_common(artifact)
     return length is not None and length < MOST_IN_COMMON

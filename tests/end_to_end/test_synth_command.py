@@ -566,6 +566,16 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     assert_one_sentence(resumed, 2, "has --vary, not --no-vary")
 
 
+def test_images_are_varied_as_those_of_the_generator_that_training_begins_with(artifact: Path, tmp_path: Path) -> None:
+    prior = tmp_path / "prior"
+    assert run(artifact, "--output", prior, "--vary", *QUICK).exit_code == 0
+    begun = run(artifact, "--output", tmp_path / "out", "--prior", prior, "--json", *QUICK)
+    assert begun.exit_code == 0, begun.stderr
+    assert json.loads(begun.stdout)["settings"]["vary"] is True
+    refused = run(artifact, "--output", tmp_path / "other", "--prior", prior, "--no-vary", *QUICK)
+    assert_one_sentence(refused, 2, "give --vary or --no-vary as for it")
+
+
 def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: Path, tmp_path: Path) -> None:
     """The other one is not needed to go on; a third is refused, and so is one that draws other images."""
     prior, out = tmp_path / "prior", tmp_path / "out"

@@ -71,7 +71,7 @@ class StandInRelease:
 
     def __post_init__(self) -> None:
         self.feature_map = SimpleNamespace(
-            resolution=self.resolution, channels=self.channels, normalisation="per-layer"
+            resolution=self.resolution, channels=self.channels, normalisation="per-layer", weights_sha256=""
         )
 
     def feature_sums(self) -> np.ndarray:

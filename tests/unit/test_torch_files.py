@@ -14,9 +14,11 @@ from dpmepf.shared.encoders import EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.pretraining import PretrainingSettings, pretrain_encoder
 from dpmepf.shared.torch_files import TorchFileError, load_torch_file
-from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, CheckpointError, load_checkpoint
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, FORMAT, CheckpointError, load_checkpoint
+from dpmepf.synthesize.settings import settings_for
 
 RNG = np.random.default_rng(0)
+QUICK = settings_for("quick").to_dict()
 ODD = [b"", b"junk", b"no checkpoint\n", b"\x80", *(b"\x80" + RNG.bytes(length) for length in range(1, 40))]
 
 
@@ -59,6 +61,34 @@ def test_each_reader_names_the_file_and_what_to_do(content: str, tmp_path: Path)
         with pytest.raises(error, match=sentence) as caught:
             read()
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": torch.zeros(2)},
+        {"settings": QUICK | {"steps": torch.ones(2)}},
+        {"seconds": 10**400},
+        {"state": [1]},
+        {"settings": None},
+    ],
+)
+def test_a_checkpoint_of_odd_values_is_damaged(change: dict[str, object], tmp_path: Path) -> None:
+    content = {"format": FORMAT, "artifact_sha256": "", "settings": QUICK, "state": {}, "seconds": 1.0}
+    torch.save(content, tmp_path / CHECKPOINT_FILE)
+    assert load_checkpoint(tmp_path).seconds == 1.0
+    torch.save(content | change, tmp_path / CHECKPOINT_FILE)
+    with pytest.raises(CheckpointError, match="is damaged: begin again"):
+        load_checkpoint(tmp_path)
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(MemoryError):
+        load_torch_file(tmp_path / "any.pt")
 
 
 def test_what_torch_save_wrote_is_read_and_a_missing_file_is_named(tmp_path: Path) -> None:

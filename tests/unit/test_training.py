@@ -12,6 +12,7 @@ import torch
 from synthesis_stand_ins import RandomFeatureMap, StandInRelease, release_of_squares, small_settings
 from torch import Tensor
 
+from dpmepf.shared.encoders import BUILTIN_WEIGHTS, file_sha256
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
@@ -196,21 +197,22 @@ def test_images_in_colour_are_varied_unless_told_and_the_sizes_are_learned() -> 
 
 
 @pytest.mark.parametrize(
-    ("length", "normalisation", "noise_std", "varied"),
+    ("length", "normalisation", "weights", "noise_std", "varied"),
     [
-        (0.45, "whitened", 0.0, True),
-        (0.55, "whitened", 0.0, False),
-        (0.45, "per-layer", 0.0, False),  # lengths of features that are not whitened say nothing
-        (0.45, "whitened", 100.0, False),  # nor does noise
+        (0.45, "whitened", BUILTIN_WEIGHTS, 0.0, True),
+        (0.55, "whitened", BUILTIN_WEIGHTS, 0.0, False),
+        (0.45, "per-layer", BUILTIN_WEIGHTS, 0.0, False),  # lengths of features that are not whitened say nothing
+        (0.45, "whitened", Path(__file__), 0.0, False),  # nor do those that other images whiten
+        (0.45, "whitened", BUILTIN_WEIGHTS, 100.0, False),  # nor does noise
     ],
 )
 def test_grey_images_are_varied_where_they_have_as_little_in_common_as_photographs(
-    length: float, normalisation: str, noise_std: float, varied: bool
+    length: float, normalisation: str, weights: Path, noise_std: float, varied: bool
 ) -> None:
     release = release_of_squares(RandomFeatureMap())
     mean = release.sums.sum(axis=0) / release.noisy_counts.sum()
     release.sums *= length / np.linalg.norm(mean)
-    release.feature_map.normalisation = normalisation
+    release.feature_map.normalisation, release.feature_map.weights_sha256 = normalisation, file_sha256(weights)
     release.noise_std_features = noise_std
     for told, expected in ((None, varied), (True, True), (False, False)):
         configuration = generator_configuration(release, small_settings(vary=told))  # type: ignore[arg-type]
@@ -237,7 +239,7 @@ def test_photographs_in_grey_are_varied_and_digits_are_not(
         classes=("all",),
         resolution=resolution,
     )
-    release.feature_map.normalisation = feature_map.description.normalisation
+    release.feature_map = feature_map.description
     assert length_in_common(release) == pytest.approx(length, abs=0.02)  # type: ignore[arg-type]
     assert generator_configuration(release, small_settings()).varied is varied  # type: ignore[arg-type]
 
