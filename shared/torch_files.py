@@ -27,9 +27,7 @@ def load_torch_file(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error)) from None
-        raise TorchFileError(f"{path} is not a file that torch.save wrote") from error
     except Exception as error:  # of an arbitrary file nearly any: struct.error, IndexError, UnpicklingError, …
+        if "can't allocate memory" in str(error):  # torch's RuntimeError
+            raise MemoryError(str(error)) from None
         raise TorchFileError(f"{path} is not a file that torch.save wrote") from error
