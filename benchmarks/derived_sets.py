@@ -13,7 +13,6 @@ Both separate what MNIST and CIFAR-10 confound, colour and photographs. The same
 from __future__ import annotations
 
 import argparse
-import gzip
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
@@ -23,8 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from dpmepf.shared.image_loading import load_all
+from dpmepf.shared.image_sources import open_images
+
 SIDE = 28  # pixels
-PARTS = {"train": ("train", "part-0.zip"), "test": ("t10k", "part-1.zip")}  # MNIST's name, photographs
+PHOTOGRAPHS = {"train": "part-0.zip", "test": "part-1.zip"}
 SEED = 0
 
 
@@ -32,13 +34,14 @@ def write_mnist_m(data: Path, output: Path) -> None:
     """Write train/<digit>/NNNNN.png and test/<digit>/NNNNN.png into the zip `output`, from the shared data sets."""
     rng = np.random.default_rng(SEED)
     with ZipFile(output, "x") as archive:
-        for part, (mnist, photographs) in PARTS.items():
-            digits, labels = _read_mnist(data / "MNIST" / "raw", mnist)
-            with ZipFile(data / "tiny-imagenet-32" / photographs) as source:
-                names = _photographs(source)
+        for part, photographs in PHOTOGRAPHS.items():
+            source = open_images(data / "MNIST", public=True, split=part)
+            digits, labels = (found.numpy() for found in load_all(source, resolution=SIDE, channels=1))
+            with ZipFile(data / "tiny-imagenet-32" / photographs) as images:
+                names = _photographs(images)
                 for number, (digit, label) in enumerate(zip(track(digits, part), labels, strict=True)):
-                    piece = _random_piece(source.read(names[rng.integers(len(names))]), rng)
-                    blended = np.abs(piece.astype(int) - digit[:, :, None]).astype(np.uint8)
+                    piece = _random_piece(images.read(names[rng.integers(len(names))]), rng)
+                    blended = np.abs(piece.astype(int) - digit[0, :, :, None]).astype(np.uint8)
                     archive.writestr(f"{part}/{label}/{number:05d}.png", _png(Image.fromarray(blended)))
 
 
@@ -51,13 +54,6 @@ def write_cifar10_grey(data: Path, output: Path) -> None:
 
 
 SETS = {"mnist-m": write_mnist_m, "cifar10-grey": write_cifar10_grey}
-
-
-def _read_mnist(folder: Path, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return uint8 N×28×28 and N labels."""
-    images = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
-    return np.frombuffer(images, np.uint8, offset=16).reshape(-1, SIDE, SIDE), np.frombuffer(labels, np.uint8, offset=8)
 
 
 def _random_piece(jpeg: bytes, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -95,11 +95,10 @@ def length_in_common(artifact: Artifact) -> float | None:
     None where the noise in that mean is expected to be as long as the mean can be.
     """
     sums, records = artifact.feature_sums(), float(artifact.counts().sum())
-    squared_noise = artifact.noise_std_features**2 * sums.size  # of the sum over all classes
-    if records <= math.sqrt(squared_noise):
+    noise_std = artifact.noise_std_features * math.sqrt(len(sums))  # of the sum over all classes
+    if records <= noise_std * math.sqrt(sums.shape[1]):
         return None
-    squared = float((sums.sum(axis=0) ** 2).sum()) - squared_noise
-    return min(math.sqrt(max(squared, 0.0)) / records, 1.0)
+    return min(float(_lengths_without_noise(sums.sum(axis=0, keepdims=True), noise_std)[0]) / records, 1.0)
 
 
 def estimated_counts(
