@@ -29,11 +29,13 @@ from dpmepf.embed.checkpoint_lock import Lock, lock_file
 from dpmepf.embed.summing import ClassSums, PartialSums
 from dpmepf.shared.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 _OVERHEAD = 1 << 16  # bytes of a file besides the sums
 _OWNER_ONLY = 0o600
 _OTHERS = 0o077
 _HEADER = 7
+_HASH = 32  # bytes of a SHA-256
+_NO_PROBE = bytes(_HASH)  # where there is no sum yet
 
 
 class CheckpointError(UsageError):
@@ -57,6 +59,7 @@ class Checkpoint:
     ours: bool = field(default=False, init=False)
     """Whether the file is this run's, since `restore`."""
     _fingerprint: bytes = field(default=b"", init=False, repr=False)
+    _probe: bytes = field(default=_NO_PROBE, init=False, repr=False)
     _due: float = field(default=math.inf, init=False, repr=False)
     _lock: Lock | None = field(default=None, init=False, repr=False)
     _failed: bool = field(default=False, init=False, repr=False)
@@ -84,6 +87,19 @@ class Checkpoint:
         except BaseException:
             self.let_go()
             raise
+
+    def require_same_features(self, probe: bytes) -> None:
+        """Stop unless the sums that `restore` found are of an encoder that made the same of public images as this one.
+
+        probe: 32 bytes, a hash of all bits of their features, that is kept with the sums from now on.
+        Raises: CheckpointError; the file stays as it is.
+        """
+        if self._probe not in (_NO_PROBE, probe):
+            raise CheckpointError(
+                f"{self.path} keeps sums of features that this machine computes otherwise: go on where it was begun, "
+                "on the same processor or GPU with as many threads, or delete it to begin again"
+            )
+        self._probe = probe
 
     def _take_lock(self) -> None:
         if not self.path.parent.is_dir():
@@ -123,10 +139,12 @@ class Checkpoint:
         except (SafetensorError, ValueError, TypeError, KeyError):
             raise self._damaged() from None
         kinds = {name: (array.dtype.str, array.ndim) for name, array in stored.items()}
-        if kinds != {"header": ("<i8", 1), "fingerprint": ("|u1", 1), "digest": ("|u1", 1), "totals": ("<i8", 2)}:
+        hashes = dict.fromkeys(("fingerprint", "probe", "digest"), ("|u1", 1))
+        if kinds != {"header": ("<i8", 1), "totals": ("<i8", 2), **hashes}:
             raise self._damaged()
-        header, totals = stored["header"], stored["totals"]
-        if stored["digest"].tobytes() != _digest(header, stored["fingerprint"], totals) or len(header) != _HEADER:
+        header, totals, probe = stored["header"], stored["totals"], stored["probe"]
+        digest = _digest(header, stored["fingerprint"], probe, totals)
+        if stored["digest"].tobytes() != digest or (len(header), len(probe)) != (_HEADER, _HASH):
             raise self._damaged()
         version, done, images, non_negative, by_person, first, last = header.tolist()
         if version != FORMAT or stored["fingerprint"].tobytes() != self._fingerprint:
@@ -151,6 +169,7 @@ class Checkpoint:
                 totals=totals,
             )
         )
+        self._probe = probe.tobytes()
         return int(done)
 
     def save(self, part: PartialSums, *, done: int) -> None:
@@ -209,9 +228,9 @@ class Checkpoint:
         first, last = part.persons or (0, -1)
         by_person = part.unit_of_privacy == ONE_PERSON
         header = np.array([FORMAT, done, part.images, part.non_negative, by_person, first, last], np.int64)
-        whose = np.frombuffer(self._fingerprint, np.uint8)
-        digest = np.frombuffer(_digest(header, whose, part.totals), np.uint8)
-        return save({"header": header, "fingerprint": whose, "totals": part.totals, "digest": digest})
+        whose, probe = np.frombuffer(self._fingerprint, np.uint8), np.frombuffer(self._probe, np.uint8)
+        digest = np.frombuffer(_digest(header, whose, probe, part.totals), np.uint8)
+        return save({"header": header, "fingerprint": whose, "probe": probe, "totals": part.totals, "digest": digest})
 
     def _read(self, *, largest: int) -> bytes | None:
         try:
@@ -261,8 +280,13 @@ def _reason(error: Exception) -> str:
     return cause.strerror or "it failed" if isinstance(cause, OSError) else "something is in the way"
 
 
-def _digest(header: npt.NDArray[np.int64], fingerprint: npt.NDArray[np.uint8], totals: npt.NDArray[np.int64]) -> bytes:
+def _digest(
+    header: npt.NDArray[np.int64],
+    fingerprint: npt.NDArray[np.uint8],
+    probe: npt.NDArray[np.uint8],
+    totals: npt.NDArray[np.int64],
+) -> bytes:
     digest = hashlib.sha256()
-    for array in (header, fingerprint, np.array(totals.shape, np.int64), totals):
+    for array in (header, fingerprint, probe, np.array(totals.shape, np.int64), totals):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()

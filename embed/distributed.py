@@ -47,6 +47,19 @@ class Processes(LaunchedProcesses):
                 "was released: start them with the same command and versions, on the same files"
             )
 
+    def require_same_features(self, probe: bytes) -> None:
+        """Stop unless the encoder makes the same of public images in all processes: 32 bytes, a hash of all bits.
+
+        A record more may move another's image from one process to the next.
+        """
+        with processes.losses_said_plainly(NOTHING):
+            same = self.same(probe)
+        if not same:
+            raise ProcessesError(
+                "the processes of this run compute other features of the same images, so that nothing was released: "
+                "start them on processors or GPUs of one kind, with as many threads each, or one process alone"
+            )
+
     def hand_over(self, sums: ClassSums) -> None:
         """Give `sums` to the first process, and wait until it has those of all processes.
 

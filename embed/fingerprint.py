@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import torch
+from PIL import features as decoders
 
 from dpmepf.shared import __version__
 from dpmepf.shared.feature_map_description import FeatureMapDescription
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dpmepf.embed.pipeline import EmbedSettings
 
 HASHED_IMAGES = 1024  # at a time
+DECODERS = ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib", "zlib_ng")  # that one version of Pillow may come with
 
 
 def run_fingerprint(
@@ -38,7 +40,7 @@ def run_fingerprint(
     common = (
         *(__version__, torch.__version__, PIL.__version__, schema, feature_map, source.kind, source.split, len(source)),
         *(settings.epsilon, settings.delta, settings.relation, settings.unit_of_privacy, settings.batch_size),
-        *(torch.device(settings.device).type, settings.dataset_name),
+        *(torch.device(settings.device).type, settings.dataset_name, *map(decoders.version, DECODERS)),
     )
     digest = hashlib.sha256(repr(common).encode())
     digest.update(source.labels.tobytes())

@@ -244,6 +244,13 @@ def sum_images(
         non_negative=feature_map.non_negative,
         unit_of_privacy=settings.unit_of_privacy,
     )
+
+    def require_same_features(probe: bytes) -> None:
+        if processes is not None:
+            processes.require_same_features(probe)
+        if checkpoint is not None:
+            checkpoint.require_same_features(probe)
+
     done = 0
     if checkpoint is not None:
         state = hashlib.sha256(fingerprint + state_of_files(source)).digest()
@@ -252,7 +259,9 @@ def sum_images(
         source, owners = source.rearranged(np.arange(done, len(source))), owners[done:]
         if on_images is not None:
             on_images(done)
-    with contextlib.closing(_batches(source, schema, feature_map, settings, on_unreadable)) as batches:
+    with contextlib.closing(
+        _batches(source, schema, feature_map, settings, on_unreadable, require_same_features)
+    ) as batches:
         for images, places in batches:
             features, labels = _features(feature_map, images, settings).numpy(), source.labels[places]
             whose = None if persons is None else owners[places]
@@ -274,8 +283,11 @@ def _batches(
     feature_map: FeatureMap,
     settings: EmbedSettings,
     on_unreadable: Callable[[UnreadableImageError], None] | None,
+    require_same_features: Callable[[bytes], None],
 ) -> Generator[tuple[Tensor, npt.NDArray[np.int64]], None, None]:
     """Batches of images, with their places in `source`, once the encoder has passed the check of independence.
+
+    What it made of that check's images goes to `require_same_features`.
 
     Decoding processes start before it: they would keep all the memory that it has taken by then, as it was.
     """
@@ -291,7 +303,7 @@ def _batches(
     )
     with contextlib.closing(batches):
         first = next(batches, None)
-        _check_independence(feature_map, schema, settings)
+        require_same_features(_check_independence(feature_map, schema, settings))
         if first is not None:
             yield first
         del first
@@ -305,7 +317,7 @@ def _complete(owners: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> i
     return int(ends[-1]) + 1 if len(ends) else 0
 
 
-def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> None:
+def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: EmbedSettings) -> bytes:
     """Refuse an encoder, device or batch size with which an image's features depend on its place or its company.
 
     Public random images, of medium brightness, are embedded five times: as they are; one place on, with another in
@@ -313,6 +325,8 @@ def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: 
     of an image that stays have to be the same bits. That finds kernels that take another order of additions at some
     place, means or extremes taken over a batch or a part of it, and what a batch leaves behind for the next. An image
     that is alone in its batch has no company.
+
+    Returns: SHA-256 of the features of these images, bit by bit, for another process or machine to compare with.
     """
     size = schema.channels, schema.resolution, schema.resolution
     random = torch.Generator().manual_seed(0)
@@ -333,6 +347,7 @@ def _check_independence(feature_map: FeatureMap, schema: ImageSchema, settings: 
             "features at another place of the batch, or in other company, so that nothing was released: choose another "
             "--batch-size, --device or --encoder"
         )
+    return hashlib.sha256(expected.numpy().tobytes()).digest()
 
 
 def _features(feature_map: FeatureMap, images: Tensor, settings: EmbedSettings) -> Tensor:

@@ -3,6 +3,9 @@
 Image files are untrusted: only the listed formats are tried (no PostScript, no plug-in that starts a program), pixel
 and byte counts are bounded, and whatever a decoder raises becomes one `DecodingError` with a phrase of ours, because
 the decoder's own text may quote the file.
+
+A decoder has to return nothing but what it makes of the file. Pillow before 13 left pixels of a TIFF that its data do
+not reach as memory was: parts of other images.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 
+import PIL
 from PIL import Image, features
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
@@ -25,7 +29,10 @@ NOT_AN_IMAGE = "it is damaged, or no PNG, JPEG, BMP, WebP or TIFF image"
 TOO_LARGE = f"it has more than {LARGEST_IMAGE // 1_000_000} million pixels or {LARGEST_FILE // 2**20} MiB"
 NO_ACCESS = "its file cannot be read"
 NO_FILE = "there is a pipe, a device or nothing in its place"
-LOUD = "it is a TIFF image, of whose damage the Pillow that is installed here would talk: convert it to PNG"
+NO_TIFF = (
+    "it is a TIFF image, which the Pillow that is installed here does not read without talking of damage, or leaving "
+    "other images' memory in it: install Pillow 13 or later from PyPI, or convert it to PNG"
+)
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 
@@ -49,7 +56,14 @@ def _silence_libtiff() -> bool:
     return True
 
 
-TIFF_IS_SILENT = _silence_libtiff()
+CLEARED_SINCE = 13  # the Pillow whose TIFF decoder clears the memory that it decodes into
+
+
+def _reads_tiff(version: str) -> bool:
+    return int(version.partition(".")[0]) >= CLEARED_SINCE and _silence_libtiff()
+
+
+READS_TIFF = _reads_tiff(PIL.__version__)
 
 
 class DecodingError(Exception):
@@ -114,8 +128,8 @@ def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> ImageHead
 def _open(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     if len(data) > LARGEST_FILE:
         raise DecodingError(TOO_LARGE)
-    if not TIFF_IS_SILENT and data.startswith((b"II", b"MM")):
-        raise DecodingError(LOUD)
+    if not READS_TIFF and data.startswith((b"II", b"MM")):
+        raise DecodingError(NO_TIFF)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:

@@ -6,11 +6,13 @@ A source can be pickled to a worker process of any start method; it opens its fi
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import hashlib
 import os
 import stat
+import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -34,9 +36,11 @@ from dpmepf.shared.image_decoding import (
     decode_image,
     read_header,
 )
-from dpmepf.shared.image_errors import LabelOutsideError
+from dpmepf.shared.image_errors import LabelOutsideError, UnreadableDataError
 
 HEADER_BYTES = 2**16  # read of an image for its header; all of it only where a header is longer, or says less
+_ZIP_HEADER = struct.Struct("<26x2H")  # of a member: lengths of its name and of what else lies before its data
+
 OUT_OF_RANGE = "its values leave [0, 1]; an array holds uint8, or floats from 0 to 1"
 
 
@@ -144,11 +148,16 @@ class FolderFiles:
 
 
 class ZipMembers:
-    """Members of a zip archive, read by name. Every process opens the archive for itself: a file offset is shared."""
+    """Members of a zip archive, read by name. Every process opens the archive for itself: a file offset is shared.
+
+    Some versions of zipfile do not read a member in whose data another one begins, and others do: that an image can be
+    read would then depend on another. So an archive with such a member is refused, whatever the version.
+    """
 
     def __init__(self, path: Path) -> None:
         self.root = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
+        self._beginnings: list[int] = []  # of all members, and of the archive's directory, in order
 
     def file(self, name: str) -> Path:
         return self.root
@@ -162,18 +171,35 @@ class ZipMembers:
 
     def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), zipfile.ZipFile(self.root))
+            archive = zipfile.ZipFile(self.root)
+            self._beginnings = sorted([*(member.header_offset for member in archive.infolist()), archive.start_dir])
+            self._opened = (os.getpid(), archive)
         return self._opened[1]
 
     def read(self, name: str, size: int = -1) -> bytes:
         archive = self._archive()
-        if archive.getinfo(name).file_size > LARGEST_FILE:
+        member = archive.getinfo(name)
+        self._require_alone(archive, member)
+        if member.file_size > LARGEST_FILE:
             raise DecodingError(TOO_LARGE)
-        with archive.open(name) as member:
-            return member.read(size)
+        with archive.open(member) as file:
+            return file.read(size)
+
+    def _require_alone(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+        """Refuse the archive if another member, or its directory, begins before the end of this one."""
+        assert archive.fp is not None
+        archive.fp.seek(member.header_offset)  # who reads a member seeks its place first
+        header = archive.fp.read(_ZIP_HEADER.size)
+        if len(header) < _ZIP_HEADER.size:
+            return  # of a file that was cut since: zipfile says so
+        name_length, extra_length = _ZIP_HEADER.unpack(header)
+        end = member.header_offset + _ZIP_HEADER.size + name_length + extra_length + member.compress_size
+        following = bisect.bisect_left(self._beginnings, member.header_offset) + 1
+        if following < len(self._beginnings) and self._beginnings[following] < end:
+            raise UnreadableDataError("the zip archive holds a file inside another one: unpack it and pass the folder")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_opened": None}
+        return {"root": self.root, "_opened": None, "_beginnings": []}
 
 
 class EncodedImageSource(ImageSource):

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from dpmepf.shared.allocator import overwrite_freed_memory
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.image_errors import WorkerDiedError
 from dpmepf.shared.image_source_types import ImageSource
@@ -120,6 +121,7 @@ def _start_worker(
 ) -> None:
     global _work, _abandoned
     _work, _abandoned = (function, source), abandoned
+    overwrite_freed_memory()
     if give_way:
         with contextlib.suppress(OSError, AttributeError):  # a sandbox may forbid it, and not every platform has it
             os.nice(_NICENESS)

@@ -237,9 +237,10 @@ class _Display:
     def start(self, training: GeneratorTraining, folder: Path) -> None:
         settings = training.settings
         self.images_per_step = training.schedule.images_per_batch
+        varied = " (changed at random as they are drawn)" if training.configuration.varied else ""
         console.print(
-            f"Training for {settings.steps:,} steps of {self.images_per_step:,} images on {training.device}; a preview "
-            f"appears in {escape(str(folder / PREVIEW_FILE))}",
+            f"Training for {settings.steps:,} steps of {self.images_per_step:,} images{varied} on {training.device}; a "
+            f"preview appears in {escape(str(folder / PREVIEW_FILE))}",
             soft_wrap=True,
         )
         self.training_task = self.bar.add_task(

@@ -259,6 +259,42 @@ def test_a_damaged_zip_member_is_an_unreadable_image(tmp_path):
     assert SECRET in error.location
 
 
+def zip_entry(name: str, data: bytes, extra: bytes = b"") -> bytes:
+    """A stored member: its header, what may lie before its data, its data."""
+    sizes = zlib.crc32(data), len(data), len(data), len(name), len(extra)
+    return struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 33, *sizes) + name.encode() + extra + data
+
+
+def zip_listing(content: bytes, *members: tuple[str, bytes, int]) -> bytes:
+    """An archive of `content` that lists `members`: name, data, and where the header begins."""
+    listed = b""
+    for name, data, place in members:
+        sizes = zlib.crc32(data), len(data), len(data), len(name)
+        listed += struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 33, *sizes, 0, 0, 0, 0, 0, place)
+        listed += name.encode()
+    count = len(members)
+    return content + listed + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(listed), len(content), 0)
+
+
+@pytest.mark.parametrize("hidden", ["in the data", "before the data", "at the same place"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_zip_member_inside_another_is_refused_whatever_zipfile_makes_of_it(tmp_path, hidden, workers):
+    """Newer versions of zipfile do not read the outer one then: with --skip-unreadable one record took another away."""
+    inner_data = image_bytes()
+    inner = zip_entry(f"dog/{SECRET}.png", inner_data)
+    outer_data = image_bytes() + (inner if hidden == "in the data" else b"")  # behind a PNG's end anything may lie
+    outer = zip_entry("cat/a.png", outer_data, extra=inner if hidden == "before the data" else b"")
+    listed = ("cat/a.png", outer_data, 0), (f"dog/{SECRET}.png", inner_data, max(outer.find(inner), 0))
+    for name, members in (("alone.zip", listed[:1]), ("both.zip", listed)):
+        (tmp_path / name).write_bytes(zip_listing(outer, *members))
+    how = {"resolution": 28, "channels": 1, "workers": workers, "skip_unreadable": True}
+    images, _ = load_all(open_images(tmp_path / "alone.zip", classes=("cat", "dog")), **how)
+    assert len(images) == 1
+    with pytest.raises(UnreadableDataError, match="unpack it and pass the folder") as caught:
+        load_all(open_images(tmp_path / "both.zip", classes=("cat", "dog")), **how)
+    assert SECRET not in str(caught.value)
+
+
 def test_a_zip_member_that_claims_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
     path = zip_of(tmp_path / "a.zip", {"cat/a.png": image_bytes(), "cat/b.png": bytes(10**6)})
     monkeypatch.setattr("dpmepf.shared.image_source_types.LARGEST_FILE", 10**5)

@@ -558,6 +558,7 @@ def test_images_are_varied_when_asked_and_a_run_goes_on_as_it_began(artifact: Pa
     output = tmp_path / "out"
     result = run(artifact, "--output", output, "--vary", "--json", *QUICK)
     assert result.exit_code == 0, result.output
+    assert "images (changed at random as they are drawn) on" in result.stderr
     record = json.loads(result.stdout)
     assert record["settings"]["vary"] is True
     assert list(record["generator"]["random_changes"]) == list(CHANGES)
@@ -582,6 +583,7 @@ def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: 
     assert run(artifact, "--output", prior, *QUICK, "--seed", 7).exit_code == 0
     begun = run(artifact, "--output", out, *QUICK, "--prior", prior)
     assert begun.exit_code == 0, begun.stderr
+    assert "changed at random" not in begun.stderr
     digest = hashlib.sha256((prior / "generator.safetensors").read_bytes()).hexdigest()
     record = json.loads((out / "run.json").read_text())
     learned_from = json.loads((prior / "run.json").read_text())["artifact"]["releases"]

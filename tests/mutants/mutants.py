@@ -12,6 +12,7 @@ from dataclasses import dataclass
 BOUNDING = "unit/test_bounding.py"
 SUMMING = "unit/test_summing.py"
 CHECKPOINT = "unit/test_checkpoint.py"
+DISTRIBUTED = "unit/test_distributed.py"
 PIPELINE = "unit/test_pipeline.py"
 NEIGHBOURS = "property/test_neighbouring_datasets.py"
 PERSONS = "property/test_neighbouring_persons.py"
@@ -274,6 +275,27 @@ MUTANTS = [
         f"{PIPELINE}::test_a_run_goes_on_with_the_same_images_only",
     ),
     _mutant(
+        "processes that compute other features of an image share the images, so that one more moves those of others",
+        "embed/pipeline.py",
+        "processes.require_same_features(probe)",
+        "pass",
+        f"{DISTRIBUTED}::test_what_is_noised_is_bit_identical_to_one_process_for_both_units_of_privacy",
+    ),
+    _mutant(
+        "sums of features that are computed otherwise now are gone on from",
+        "embed/pipeline.py",
+        "checkpoint.require_same_features(probe)",
+        "pass",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_features_only",
+    ),
+    _mutant(
+        "the check of features looks at none",
+        "embed/pipeline.py",
+        "return hashlib.sha256(expected.numpy().tobytes()).digest()",
+        "return hashlib.sha256(images.numpy().tobytes()).digest()",
+        f"{PIPELINE}::test_a_run_goes_on_with_the_same_features_only",
+    ),
+    _mutant(
         "images are whitened by one product, whose order of additions others in the batch may change",
         "embed/pipeline.py",
         "exact_float32(), each_image_alone():",
@@ -304,7 +326,7 @@ MUTANTS = [
     _mutant(
         "damaged sums are gone on from",
         "embed/checkpoint.py",
-        'stored["digest"].tobytes() != _digest(header, stored["fingerprint"], totals)',
+        'stored["digest"].tobytes() != digest',
         "False",
         f"{CHECKPOINT}::test_every_flipped_bit_and_every_missing_end_is_noticed",
     ),

@@ -1,7 +1,8 @@
 """One of several processes that torchrun starts: exact sums over the images of DATA, saved to FOLDER by the first.
 
-Once for each unit of privacy; then the second process sees another order of images than the first, and what each of
-them makes of that is saved. So are the addresses at which each can be reached.
+Once for each unit of privacy; then the second process sees another order of images than the first, or has an encoder
+that differs by as little as numbers can, and what each of them makes of that is saved. So are the addresses at which
+each can be reached.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ UNITS = ("one image", "one person")
 SCHEMA = ImageSchema(classes=("healthy", "ill"), resolution=28, channels=1, inferred=())
 
 
-def exact_sums(source: ImageSource, unit: str, processes: Processes | None) -> np.ndarray | None:
+def exact_sums(
+    source: ImageSource, unit: str, processes: Processes | None, *, nudged: bool = False
+) -> np.ndarray | None:
     """What the mechanism noises, in the process that releases; None in another."""
     torch.set_num_threads(1)
+    feature_map = build_feature_map(describe_feature_map(resolution=28, channels=1))
+    if nudged:
+        with torch.no_grad():
+            for weights in feature_map.parameters():
+                weights.copy_(torch.nextafter(weights, torch.tensor(1.0)))
     arguments = {
         "schema": SCHEMA,
-        "feature_map": build_feature_map(describe_feature_map(resolution=28, channels=1)),
+        "feature_map": feature_map,
         "settings": EmbedSettings(epsilon=2.0, unit_of_privacy=unit, batch_size=8, workers=0),
         "persons": persons_from_folders(source) if unit == "one person" else None,
         "processes": processes,
@@ -62,12 +70,17 @@ def main(data: str, folder: str) -> None:
         sums = exact_sums(source, unit, processes)
         if sums is not None:
             np.save(Path(folder) / f"{unit}.npy", sums)
-    if processes.rank == 1:
-        source = source.rearranged(np.arange(len(source))[::-1])
-    try:
-        exact_sums(source, "one image", processes)
-    except ProcessesError as error:
-        (Path(folder) / f"refused {processes.rank}").write_text(str(error))
+    second = processes.rank == 1
+    refusals = []
+    for seen, nudged in (
+        (source, second),
+        (source.rearranged(np.arange(len(source))[::-1]) if second else source, False),
+    ):
+        try:
+            exact_sums(seen, "one image", processes, nudged=nudged)
+        except ProcessesError as error:
+            refusals.append(str(error))
+    (Path(folder) / f"refused {processes.rank}").write_text("\n".join(refusals))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dpmepf.embed.summing import ClassSums
 from dpmepf.shared.errors import UsageError
 
 RUN, ANOTHER_RUN = bytes(range(32)), bytes(32)
+PROBE, ANOTHER_PROBE = bytes(range(1, 33)), bytes(range(2, 34))
 PLACES = 100
 
 
@@ -110,6 +111,30 @@ def test_the_sums_of_another_run_are_refused_and_left_alone(tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="another run"):
         Checkpoint(path=tmp_path / "kept").restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
     assert (tmp_path / "kept").read_bytes() == content
+
+
+def test_sums_of_features_that_are_computed_otherwise_are_refused_and_left_alone(tmp_path: Path) -> None:
+    """Those of a run that has no sum yet are anybody's."""
+    first = Checkpoint(path=tmp_path / "kept")
+    first.restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
+    first.let_go()
+    here = Checkpoint(path=tmp_path / "kept")
+    here.restore(sums := new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
+    here.require_same_features(PROBE)
+    here.require_same_features(PROBE)
+    sums.add(np.ones((2, 5), np.float32), np.zeros(2, np.int64))
+    here.save(sums.checkpoint(), done=2)
+    here.let_go()
+    content = (tmp_path / "kept").read_bytes()
+    elsewhere = Checkpoint(path=tmp_path / "kept")
+    assert elsewhere.restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True) == 2
+    with pytest.raises(CheckpointError, match="computes otherwise: go on where it was begun"):
+        elsewhere.require_same_features(ANOTHER_PROBE)
+    elsewhere.let_go()
+    assert (tmp_path / "kept").read_bytes() == content
+    again = Checkpoint(path=tmp_path / "kept")
+    again.restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
+    again.require_same_features(PROBE)
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
