@@ -17,7 +17,7 @@ from dpmepf.artifacts.merged_ledger import MergedLedger
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.register_command import is_sqlite, register_group, show_register
 from dpmepf.artifacts.signature import load_verifying_key
-from dpmepf.artifacts.tables import plain_table, rounded_up
+from dpmepf.artifacts.tables import plain_table, rounded_up, weakness
 from dpmepf.shared.console import NamedPath, reports_errors, with_version
 from dpmepf.shared.errors import UsageError
 
@@ -111,6 +111,8 @@ def _render(report: AuditReport, console: Console) -> None:
         console.print(f"Signed by the holder of the key {report.signed_by}.", soft_wrap=True)
     if report.assumption is not None:
         console.print(report.assumption, soft_wrap=True)
+    if weak := weakness(report.ledger.epsilon, report.ledger.delta):
+        console.print(Text("Weak: ", style="bold yellow") + Text(weak + "."), soft_wrap=True)
 
 
 def _release_table(report: AuditReport) -> Table:

@@ -6,6 +6,10 @@
     release         release                            trusted core
     pipeline        embed_images, sum_images, plan, EmbedSettings
     distributed     joined, Processes: several processes, one release
+    persons         whose image each image is, where the guarantee is for a person
+    checkpoint      Checkpoint: exact sums of a run that is not finished
+    checkpoint_place, checkpoint_lock   where they may be kept, by one run at a time
+    fingerprint     run_fingerprint: whether two runs see the same images
     expectation     noise_to_signal, noise_per_feature, noise_per_count
     listing         what cannot be used of the data, for their owner
     options         what the command's options ask for

@@ -23,6 +23,7 @@ from dpmepf.artifacts.signature import (
     sign_file,
     signature_file,
 )
+from dpmepf.artifacts.tables import weakness
 from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.display import (
     announce,
@@ -275,6 +276,8 @@ def main(
         register=register_of(dataset_name, register_file, budget_eps) if releases else None,
         budget=budget_of(budget_eps, budget_delta, delta, relation, unit) if releases else None,
     )
+    if weak := weakness(settings.epsilon, settings.delta):
+        warn(weak)
     if releases:
         check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
     checkpoint = None

@@ -112,8 +112,9 @@ def show_dry_run(
             f"{noise_per_feature(ledger):.6f} on each feature sum; {noise_per_count(ledger):.1f} {units} on each count",
         ),
         (
-            "noise to signal",
-            f"{ratio:.2%} of the length that a class mean can have at most, for {records:,} {units} spread evenly",
+            "noise in a mean",
+            f"{ratio:.2%} of the length that a class mean can have at most, for {records:,} {units} spread evenly "
+            "(CIFAR-10's at epsilon 0.2 is 19%, and its classes can be told; above 100% a mean is mostly noise)",
         ),
     ):
         table.add_row(name, value)

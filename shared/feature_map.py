@@ -114,7 +114,8 @@ def describe_feature_map(
     if preset not in PRESETS:
         raise UsageError(f"unknown feature map {preset!r}: choose one of {', '.join(PRESETS)}")
     if resolution not in SUPPORTED_RESOLUTIONS:
-        raise UsageError(f"resolution {resolution} is not supported: choose one of {SUPPORTED_RESOLUTIONS}")
+        choices = ", ".join(map(str, SUPPORTED_RESOLUTIONS))
+        raise UsageError(f"--resolution {resolution} is not supported: choose one of {choices}")
     if channels not in (1, 3):
         raise UsageError(f"{channels} channels are not supported: choose 1 (grey) or 3 (RGB)")
     model, sha256 = load_encoder(encoder, weights_file)

@@ -8,6 +8,9 @@ Rules, in this order, from the top of the tree (a folder or the inside of a zip 
 3. If a single folder is at the top, beside no image, and it holds folders but no image, it is a wrapper and is entered.
 4. Folders and no image: each folder is a class, an empty one too; a class holds every image below it.
 5. Images and no folder: unlabelled. Both at once is ambiguous and refused.
+
+Labels in tables are not read. So private images of one class, undeclared, with a table among them are refused: their
+labels would be lost, and what is spent on such a release is spent.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dpmepf.shared.class_names import UNLABELLED
 from dpmepf.shared.image_decoding import EXTENSIONS
 from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError, UnreadableDataError
 
 _DEEPEST = 32  # folders above an image or folder; names in a hostile archive can hold many thousands
+_TABLES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".xls", ".xlsx"})
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -103,10 +108,12 @@ def read_layout(
 
     Raises:
         DataNotFoundError: no image and no folder.
-        AmbiguousLayoutError: images beside folders, or two folders for one split (train and training).
+        AmbiguousLayoutError: images beside folders, two folders for one split (train and training), or what may be a
+            table of labels.
         SplitError: the asked split is absent.
         UnreadableDataError: an image or folder lies too deep.
     """
+    files = tuple(files)
     images = sorted(name for name in files if is_image(name))
     inner_folders = {name for name in folders if is_visible(name)}
     if any(name.count("/") > _DEEPEST for name in (*images, *inner_folders)):
@@ -148,10 +155,17 @@ def read_layout(
             "the data hold images beside folders, so labels are unclear: put every image into a class folder, or keep "
             "images only"
         )
+    if len(tops) < 2 and declared is None and not public and any(_may_hold_labels(name) for name in files):
+        raise AmbiguousLayoutError(
+            "the data hold one class and a table, whose labels are not read: put every image into the folder of its "
+            f"class, or make an .npz of images x and labels y; declare --classes {tops[0] if tops else UNLABELLED} if "
+            "there is one class, whatever the table says"
+        )
     if not at_top and not tops:
         raise DataNotFoundError(
             f"the data hold no image: expected files with the endings {', '.join(sorted(EXTENSIONS))}, in class "
             "folders or in a flat folder"
+            + (", but found an .npz file: name that itself" if any(name.endswith(".npz") for name in files) else "")
         )
     if at_top:
         return Layout(
@@ -176,6 +190,11 @@ def is_image(name: str) -> bool:
 def is_visible(name: str) -> bool:
     """Whether neither the file of this slash-separated name nor a folder on the way to it is hidden (rule 1)."""
     return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _may_hold_labels(name: str) -> bool:
+    stem, ending = posixpath.splitext(posixpath.basename(name).lower())
+    return is_visible(name) and (ending in _TABLES or (ending == ".txt" and "label" in stem))
 
 
 def _below(folders: set[str], prefix: str) -> list[str]:

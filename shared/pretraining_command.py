@@ -184,6 +184,8 @@ def load_public_images(
             raise UsageError(
                 f"{path} has other classes than {paths[0]}: parts of one data set share their class folders"
             )
+    if len(classes) < 2:
+        raise UsageError(f"{paths[0]} has one class, of which an encoder learns nothing: put images into class folders")
     with console.status("reading images"):
         parts = [
             load_all(source, resolution=resolution, channels=3, skip_unreadable=skip_unreadable) for source in sources

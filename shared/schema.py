@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from dpmepf.shared.class_names import check_class_names
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
+from dpmepf.shared.image_decoding import EXTENSIONS
 from dpmepf.shared.image_ranges import summarise_headers
 from dpmepf.shared.image_source_types import ArrayImageSource, ImageSource
 from dpmepf.shared.image_workers import map_ranges, usable_cores
@@ -84,7 +85,7 @@ def infer_schema(
             raise SchemaError(
                 "no readable image to infer from: declare "
                 + " and ".join(f"--{field}" for field in inferred if field != "classes")
-                + ", or check the data"
+                + f", or check the data (images are the files that end in {', '.join(sorted(EXTENSIONS))})"
             )
         if resolution is None:
             most_frequent = min(sides, key=lambda side: (-sides[side], side))

@@ -5,9 +5,14 @@
     objective       MeanEmbeddingObjective
     metric          WithinClassMetric
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
+    variation       random changes of generated images, of learned sizes
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
-    parallel        TrainingProcesses: several processes, one generator; batch_norm
-    labelling       MeanDiscriminant, learn_discriminant; refining
+    denoising       denoised_means
+    compilation     torch.compile for the encoder
+    parallel        TrainingProcesses: several processes, one generator
+    batch_norm      batch norm over the images of all of them
+    labelling       MeanDiscriminant, learn_discriminant
+    refining        logistic regression without labelled images
     probe           draw_probe, with_probe, NoiseProbe
     prior           load_prior, begin_with
     public_images   open_public_images, choose_public_images
@@ -19,8 +24,9 @@
     request         SynthesisRequest
     synthesis       synthesise, help_to_train, SynthesisCallbacks, SynthesisResult
     command         main (dpmepf-synth)
-    evaluation      evaluate, EvaluationSettings; classifiers, distances
-    evaluation_command  main (dpmepf-eval)
+    evaluation      evaluate, EvaluationSettings
+    classifiers, distances  accuracy; FID, KID, precision and recall
+    evaluation_command, evaluation_report  main (dpmepf-eval)
 
 Import from the modules: this package itself loads nothing.
 """

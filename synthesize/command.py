@@ -203,7 +203,8 @@ def main(
             help_to_train(request, processes, stop_requested=stop_requested)
         return
     with _too_little_memory_said(output), progress_bar("images") as bar, _stop_signal(processes) as stop_requested:
-        result = synthesise(request, _Display(bar).callbacks(stop_requested), processes=processes)
+        display = _Display(bar, resume=resume)
+        result = synthesise(request, display.callbacks(stop_requested), processes=processes)
     _summarise(result)
     if as_json:
         click.echo(json.dumps(result.record, ensure_ascii=False))
@@ -212,8 +213,9 @@ def main(
 class _Display:
     """The live view: bars for training with the loss, learning labels, choosing public images, drawing."""
 
-    def __init__(self, bar: Progress) -> None:
+    def __init__(self, bar: Progress, *, resume: bool) -> None:
         self.bar = bar
+        self.resume = resume
         self.images_per_step = 1
         self.training_task: TaskID | None = None
         self.labelling_task: TaskID | None = None
@@ -237,6 +239,8 @@ class _Display:
     def start(self, training: GeneratorTraining, folder: Path) -> None:
         settings = training.settings
         self.images_per_step = training.schedule.images_per_batch
+        if self.resume and training.step == 0:
+            console.print(f"No run was there to go on with: {escape(str(folder))} is begun anew.", soft_wrap=True)
         varied = " (changed at random as they are drawn)" if training.configuration.varied else ""
         console.print(
             f"Training for {settings.steps:,} steps of {self.images_per_step:,} images{varied} on {training.device}; a "

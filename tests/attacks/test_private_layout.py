@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dpmepf.artifacts import atomic_file
-from dpmepf.shared.image_errors import DataNotFoundError, SplitError
+from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError
 from dpmepf.shared.image_ranges import prepare_range
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.schema import infer_schema
@@ -94,6 +94,41 @@ def test_a_damaged_private_file_says_nothing_on_stderr(tmp_path: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True)
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "table"),
+    [("", "labels.csv"), ("", "Labels.txt"), ("images/", "metadata.jsonl"), ("images/", "images/train.tsv")],
+)
+def test_labels_in_a_table_are_not_lost_without_a_word(tmp_path: Path, folder: str, table: str) -> None:
+    """The images would be released as one class, and the budget spent."""
+    for name in "ab":
+        save_image(tmp_path / f"{folder}{name}.png")
+    (tmp_path / table).write_text("patient-4711,1\n")
+    with pytest.raises(AmbiguousLayoutError, match="put every image into the folder of its class") as caught:
+        open_images(tmp_path)
+    assert "4711" not in str(caught.value)
+    declared = "images" if folder else "unlabelled"
+    assert f"--classes {declared} " in str(caught.value)
+    assert len(open_images(tmp_path, classes=(declared,))) == 2
+    assert len(open_images(tmp_path, public=True)) == 2
+
+
+def test_a_license_or_a_table_beside_class_folders_is_passed_over(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        save_image(tmp_path / name / "a.png")
+    (tmp_path / "labels.csv").write_text("")
+    assert open_images(tmp_path).classes == ("cat", "dog")
+    flat = tmp_path / "cat"
+    (flat / "LICENSE.txt").write_text("")
+    (flat / ".labels.csv").write_text("")
+    assert len(open_images(flat)) == 1
+
+
+def test_an_npz_file_in_a_folder_has_to_be_named_itself(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 28, 28), np.uint8))
+    with pytest.raises(DataNotFoundError, match=r"found an \.npz file: name that itself"):
+        open_images(tmp_path)
 
 
 def test_a_folder_that_cannot_be_flushed_does_not_deny_the_artifact(

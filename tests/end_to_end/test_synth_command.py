@@ -481,7 +481,15 @@ def test_whatever_ends_the_drawing_the_training_is_kept_and_that_is_said(
     with monkeypatch.context() as patch:  # Planted: an older run's checkpoint, which this one does not go on from
         patch.setattr(synthesis, "prepare", fail)
         assert kept not in run(artifact, "--output", tmp_path / "out", "--force", *QUICK).stderr
-    assert run(artifact, "--output", tmp_path / "out", "--resume", *QUICK).exit_code == 0
+    again = run(artifact, "--output", tmp_path / "out", "--resume", *QUICK)
+    assert again.exit_code == 0 and "begun anew" not in again.stderr
+    nothing = run(artifact, "--output", tmp_path / "typo", "--resume", *QUICK)
+    assert nothing.exit_code == 0 and f"go on with: {tmp_path / 'typo.partial'} is begun anew" in nothing.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nothing can be made")
+def test_where_nothing_can_be_made_is_named(artifact: Path) -> None:
+    assert_one_sentence(run(artifact, "--output", "/proc/out", *QUICK), 1, "/proc/out.partial: ", "choose another path")
 
 
 def test_more_classes_than_the_preview_has_room_for_get_their_images(

@@ -65,6 +65,24 @@ def test_the_table_shows_claims_accountants_and_what_was_inferred(tmp_path: Path
     assert "[bold]x-rays" in result.stdout  # markup in names is text
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"delta": 1e-4, "epsilon": 10.0}, ""),
+        ({"delta": 0.01}, "delta 0.01 is the"),
+        ({"epsilon": 11.0}, "factor of e^11"),
+    ],
+)
+def test_a_claim_that_holds_and_promises_next_to_nothing_is_called_weak(
+    tmp_path: Path, changes: dict[str, float], said: str
+) -> None:
+    write_artifact(tmp_path / "a.h5", example_artifact(**changes))
+    result = run(tmp_path / "a.h5")
+    shown = " ".join(result.stdout.split())
+    assert result.exit_code == 0 and "Every claim holds" in shown
+    assert ("Weak: " in shown, said in shown) == (bool(said), True)
+
+
 FORGERIES: list[tuple[dict[str, Any], set[str]]] = [
     ({"epsilon": 0.5}, {"epsilon"}),
     ({"delta": 1e-6}, {"epsilon"}),

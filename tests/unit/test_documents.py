@@ -1,8 +1,9 @@
-"""What the documents point at exists: the test behind a promise, the file behind a link."""
+"""What the documents point at exists: the test behind a promise, the file behind a link, a command's options."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,40 @@ def test_every_promise_of_the_threat_model_has_a_test() -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| who", "| ---"))]
     assert len(rows) > 8
     assert all("`tests/" in row.split("|")[4] for row in rows)
+
+
+MODULES = {"dpmepf.embed": "dpmepf-embed", "dpmepf.synthesize": "dpmepf-synth"}  # as torchrun names them
+
+
+def shown_commands(document: Path) -> list[list[str]]:
+    """The words of each line in a block of commands that starts one of ours, without its comment."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    found = []
+    for line in (line for language, block in blocks if not language for line in block.splitlines()):
+        if line.startswith(("dpmepf-", "torchrun ")):
+            words = shlex.split(line, comments=True)
+            if words[0] == "torchrun":
+                module = words.index("-m") + 1
+                words = [MODULES[words[module]], *words[module + 1 :]]
+            found.append(words)
+    return found
+
+
+def test_the_commands_of_the_readme_can_be_typed_one_after_the_other() -> None:
+    """They have the options that are shown, and none writes where an earlier one did."""
+    shown = shown_commands(ROOT / "README.md")
+    runner = CliRunner()
+    helps = {entry.name: runner.invoke(entry.load(), ["--help"]).output for entry in COMMANDS}
+    assert {words[0] for words in shown} == set(helps) - {"dpmepf-pretrain"}
+    for words in shown:
+        for option in (word for word in words if word.startswith("-")):
+            assert re.search(rf"{option}\b", helps[words[0]]), words
+    outputs = [
+        words[words.index("--output") + 1] if "--output" in words else "artifact.h5"
+        for words in shown
+        if words[0] == "dpmepf-embed" and "--dry-run" not in words
+    ]
+    assert len(outputs) == len(set(outputs)) > 3
 
 
 COMMANDS = [entry for entry in metadata.entry_points(group="console_scripts") if entry.name.startswith("dpmepf-")]

@@ -226,6 +226,13 @@ def test_a_dry_run_needs_no_data_when_the_classes_are_declared() -> None:
     assert "10 classes × 3,264 features" in result.stderr
 
 
+def test_a_promise_of_next_to_nothing_is_warned_of_before_anything_is_spent() -> None:
+    asked = ("--dry-run", "--records", 1000, "--classes", "10")
+    assert "Warning: delta 0.5 is" in run(*asked, "--delta", "0.5").stderr
+    assert "Warning: epsilon 30 lets" in run(*asked, "--eps", "30").stderr
+    assert "Warning" not in run(*asked).stderr
+
+
 @pytest.mark.parametrize("arguments", [("--dry-run",), ("--records", 5), ("--dry-run", "--records", 5), ()])
 def test_half_a_request_is_a_usage_error(arguments: tuple[object, ...], tmp_path: Path) -> None:
     result = run(*arguments, "--output", tmp_path / "artifact.h5")

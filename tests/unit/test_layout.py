@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,12 @@ MAY_IMPORT = {
     "embed": {"shared", "artifacts", "embed"},
     "synthesize": {"shared", "artifacts", "synthesize"},
 }
-TRUSTED_CORE = [
-    "artifacts/accounting.py",
-    "artifacts/accounts.py",
-    "artifacts/artifact.py",
-    "artifacts/hdf5_file.py",
-    "artifacts/hdf5_headers.py",
-    "artifacts/hdf5_inspection.py",
-    "artifacts/ledger.py",
-    "artifacts/merged_ledger.py",
-    "artifacts/merging.py",
-    "artifacts/register.py",
-    "artifacts/relation.py",
-    "artifacts/sensitivity.py",
-    "artifacts/strict_json.py",
-    "embed/bounding.py",
-    "embed/noise.py",
-    "embed/release.py",
-    "embed/summing.py",
-]
+TRUSTED_CORE = sorted(
+    str(file.relative_to(ROOT))
+    for package in MAY_IMPORT
+    for file in (ROOT / package).rglob("*.py")
+    if file.read_text("utf-8").startswith('"""Trusted core')
+)
 UNTRUSTED_LIBRARIES = {"click", "rich", "requests", "urllib", "socket", "http", "matplotlib", "torchvision"}
 
 
@@ -55,6 +43,19 @@ def test_imports_go_one_way_from_shared_over_artifacts_to_both_sides(package: st
     for file in files:
         packages = {module.split(".")[1] for module in imported_modules(file) if module.startswith("dpmepf.")}
         assert packages <= MAY_IMPORT[package], f"{file.relative_to(ROOT)} imports {packages - MAY_IMPORT[package]}"
+
+
+def test_the_trusted_core_is_where_sums_are_bounded_noised_accounted_for_and_written() -> None:
+    assert {Path(name).parts[0] for name in TRUSTED_CORE} == {"artifacts", "embed"}
+    found = {Path(name).stem for name in TRUSTED_CORE}
+    assert {"bounding", "summing", "noise", "release", "accounting", "ledger", "hdf5_file", "atomic_file"} <= found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_each_package_says_what_its_modules_are(package: str) -> None:
+    index = (ROOT / package / "__init__.py").read_text("utf-8")
+    modules = {file.stem for file in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    assert {module for module in modules if not re.search(rf"^ {{4}}(\w+, )*{module}\b", index, re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("name", TRUSTED_CORE)

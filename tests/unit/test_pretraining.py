@@ -241,6 +241,13 @@ def test_images_that_are_all_held_out_are_refused(public_folder: Path, tmp_path:
     assert sorted(tmp_path.iterdir()) == [public_folder]
 
 
+def test_images_of_one_class_are_refused(public_folder: Path, tmp_path: Path) -> None:
+    one_class = next(path for path in sorted(public_folder.iterdir()) if path.is_dir())
+    result = CliRunner().invoke(main, ["--data", str(one_class), "--output", str(tmp_path / "w.safetensors")])
+    assert result.exit_code == 2 and "has one class, of which an encoder learns nothing" in result.stderr
+    assert not list(tmp_path.glob("w*"))
+
+
 def test_damaged_public_images_are_named_or_left_out(public_folder: Path, tmp_path: Path) -> None:
     damaged = public_folder / "class000" / "2.png"
     damaged.write_bytes(b"no image")
