@@ -66,7 +66,11 @@ main.add_command(register_group)
     metavar="FILE",
     help="The custodian's Ed25519 public key (PEM): FILE.sig has to be its signature of an artifact.",
 )
-@click.option("--noted", metavar="HASH", help="A register's last hash of earlier: its entries have to be as they were.")
+@click.option(
+    "--noted",
+    metavar="HASH",
+    help="Last hash of a register that was noted earlier: fails if an entry up to it has changed.",
+)
 @reports_errors()
 def audit_file(file: Path, as_json: bool, delta: float | None, verify_key: Path | None, noted: str | None) -> None:
     """Show what FILE, an artifact, released and recompute every claim of its ledger.

@@ -154,6 +154,8 @@ class Checkpoint:
             )
         if not 0 <= images <= done <= places:
             raise self._damaged()
+        if images and probe.tobytes() == _NO_PROBE:
+            raise self._damaged()
         if images < done and not skipping:
             raise CheckpointError(
                 f"{self.path} keeps sums without some images that cannot be decoded: go on with --skip-unreadable, or "

@@ -300,7 +300,7 @@ def main(
         weights_file=encoder_weights,
     )
     if preset == "dp-mepf" and encoder != "vgg19":
-        note("--features dp-mepf is the paper's feature map with --encoder vgg19 only: here it is of another encoder.")
+        note("--features dp-mepf is the paper's feature map with --encoder vgg19 alone, not with this one.")
     if dry_run and records is not None:
         if data is None and declared is None:
             raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
@@ -381,4 +381,4 @@ def _ask_passphrase() -> str:
 def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:
     if data is None:
         raise UsageError("--data is missing: name the folder or file with the private images")
-    return open_images(data, classes=classes, split=split)
+    return open_images(data, classes=classes, split=split, tables_refused=True)

@@ -36,7 +36,10 @@ CLASSES_SHOWN = 12
 def embedding_progress(images: int, draws: int) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """Live bars, on a terminal only and erased at the end, because the number of images is private."""
     if not (console.is_terminal and sys.stderr.isatty()):  # FORCE_COLOR makes rich take a log file for a terminal
-        console.print("Embedding images. Progress shows on a terminal only: their number is private.", soft_wrap=True)
+        console.print(
+            "Embedding images, without a bar: it shows on a terminal only, as the number of images is private.",
+            soft_wrap=True,
+        )
         yield (lambda _: None), (lambda _: None)
         return
     with progress_bar("images", transient=True) as embedding:
@@ -62,11 +65,9 @@ def announce(source: ImageSource, schema: ImageSchema) -> None:
     shown = ", ".join(map(repr, schema.classes[:CLASSES_SHOWN])) + (
         ", …" if len(schema.classes) > CLASSES_SHOWN else ""
     )
+    count = f"{len(schema.classes)} {'class' if len(schema.classes) == 1 else 'classes'}"
     console.print(
-        Text(
-            f"{source.kind}{part}: {len(schema.classes)} classes ({shown}), {schema.resolution}×{schema.resolution} "
-            f"{colour}"
-        ),
+        Text(f"{source.kind}{part}: {count} ({shown}), {schema.resolution}×{schema.resolution} {colour}"),
         soft_wrap=True,
     )
     if isinstance(source, EncodedImageSource) and source.levels_above is not None:
@@ -114,7 +115,7 @@ def show_dry_run(
         (
             "noise in a mean",
             f"{ratio:.2%} of the length that a class mean can have at most, for {records:,} {units} spread evenly "
-            "(CIFAR-10's at epsilon 0.2 is 19%, and its classes can be told; above 100% a mean is mostly noise)",
+            "(CIFAR-10's at epsilon 0.2, delta 1e-5 is 19%, and its classes can be told; from 100% on it is noise)",
         ),
     ):
         table.add_row(name, value)

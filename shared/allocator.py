@@ -24,8 +24,8 @@ def keep_freed_memory() -> bool:
 def overwrite_freed_memory() -> bool:
     """Ask glibc to overwrite what is freed, so that no decoder finds one image in the memory of another.
 
-    A second line behind decoders that return only what they wrote. What glibc hands on by other ways, such as a block
-    that grows in place, and what libraries keep for themselves, it does not reach. Returns whether glibc agreed.
+    A second line behind decoders that return only what they wrote. Blocks of a kilobyte and less, which glibc hands on
+    by a shorter way, and what libraries keep for themselves it does not reach. Returns whether glibc agreed.
     """
     return _agreed((_M_PERTURB, 0x5A))
 

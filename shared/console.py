@@ -87,13 +87,15 @@ def progress_bar(unit: str, *, transient: bool = False) -> Progress:
     )
 
 
-def reports_errors(*, private_data: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def reports_errors(
+    *, private_data: bool = False, private_names: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a command so that failures end in one sentence on stderr and an exit status, without a traceback.
 
     `DpmepfError` exits with its own status, what the system refuses of a file with 1, Ctrl-C with 130. Any other
     exception is a defect of ours: it keeps its traceback, except where the command touches private data
-    (`private_data`), where only its type and place in our code are shown, because its text could quote a private value;
-    of a file, its name could be.
+    (`private_data`), where only its type and place in our code are shown, because its text could quote a private value.
+    There, and where a command reads files whose names may be private (`private_names`), no file is named.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -109,11 +111,11 @@ def reports_errors(*, private_data: bool = False) -> Callable[[Callable[P, R]], 
                 sentence = _DISK_ERRORS.get(error.errno or 0)
                 if private_data:
                     _fail(sentence or _without_details(error), 1)
-                if not isinstance(error.filename, str) or (sentence is None and os.environ.get("DPMEPF_DEBUG")):
-                    if sentence is None:
-                        raise
-                    _fail(sentence, 1)
-                _fail(f"{error.filename}: {sentence or f'{error.strerror}: choose another path'}", 1)
+                if isinstance(error.filename, str) and not private_names:
+                    _fail(f"{error.filename}: {sentence or f'{error.strerror}: choose another path'}", 1)
+                if sentence is None:
+                    raise
+                _fail(sentence, 1)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except Exception as error:

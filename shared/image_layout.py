@@ -9,8 +9,8 @@ Rules, in this order, from the top of the tree (a folder or the inside of a zip 
 4. Folders and no image: each folder is a class, an empty one too; a class holds every image below it.
 5. Images and no folder: unlabelled. Both at once is ambiguous and refused.
 
-Labels in tables are not read. So private images of one class, undeclared, with a table among them are refused: their
-labels would be lost, and what is spent on such a release is spent.
+Labels in tables are not read. Where that must not be overlooked (`tables_refused`), images of one class, undeclared,
+with a table among them or in a folder beside them are refused.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def read_layout(
     default_split: str,
     declared: tuple[str, ...] | None = None,
     public: bool = True,
+    tables_refused: bool = False,
 ) -> Layout:
     """Apply the rules above to slash-separated relative paths of files and folders.
 
@@ -155,18 +156,22 @@ def read_layout(
             "the data hold images beside folders, so labels are unclear: put every image into a class folder, or keep "
             "images only"
         )
-    if len(tops) < 2 and declared is None and not public and any(_may_hold_labels(name) for name in files):
-        raise AmbiguousLayoutError(
-            "the data hold one class and a table, whose labels are not read: put every image into the folder of its "
-            f"class, or make an .npz of images x and labels y; declare --classes {tops[0] if tops else UNLABELLED} if "
-            "there is one class, whatever the table says"
-        )
     if not at_top and not tops:
         raise DataNotFoundError(
             f"the data hold no image: expected files with the endings {', '.join(sorted(EXTENSIONS))}, in class "
             "folders or in a flat folder"
             + (", but found an .npz file: name that itself" if any(name.endswith(".npz") for name in files) else "")
         )
+    if tables_refused and declared is None:
+        tables = [name for name in files if _may_hold_labels(name)]
+        of_tables = {name[len(prefix) :].partition("/")[0] for name in tables if name.startswith(prefix)}
+        of_images = {name[len(prefix) :].partition("/")[0] for name in images}
+        if tables and len(set(tops) - (of_tables - of_images)) < 2:
+            raise AmbiguousLayoutError(
+                "the data hold one class and a table, whose labels are not read: put every image into the folder of "
+                "its class, or make an .npz of images x and labels y; if there is one class, declare it with --classes"
+                + ("" if tops else f" {UNLABELLED}")
+            )
     if at_top:
         return Layout(
             files=tuple(images),

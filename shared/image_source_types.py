@@ -39,7 +39,8 @@ from dpmepf.shared.image_decoding import (
 from dpmepf.shared.image_errors import LabelOutsideError, UnreadableDataError
 
 HEADER_BYTES = 2**16  # read of an image for its header; all of it only where a header is longer, or says less
-_ZIP_HEADER = struct.Struct("<26x2H")  # of a member: lengths of its name and of what else lies before its data
+_ZIP_HEADER = struct.Struct("<4s22x2H")  # of a member: lengths of its name and of what else lies before its data
+_ZIP_MAGIC, _UTF_8 = b"PK\x03\x04", 0x800
 
 OUT_OF_RANGE = "its values leave [0, 1]; an array holds uint8, or floats from 0 to 1"
 
@@ -150,14 +151,15 @@ class FolderFiles:
 class ZipMembers:
     """Members of a zip archive, read by name. Every process opens the archive for itself: a file offset is shared.
 
-    Some versions of zipfile do not read a member in whose data another one begins, and others do: that an image can be
-    read would then depend on another. So an archive with such a member is refused, whatever the version.
+    Some versions of zipfile do not read a member that reaches into the next one, or the last one if it reaches into the
+    archive's directory, and others do: that an image can be read would then depend on another. So an archive with a
+    member that reaches into any other, or into the directory or behind it, is refused, whatever the version.
     """
 
     def __init__(self, path: Path) -> None:
         self.root = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        self._beginnings: list[int] = []  # of all members, and of the archive's directory, in order
+        self._beginnings: list[int] = []  # of all members, in order
 
     def file(self, name: str) -> Path:
         return self.root
@@ -172,7 +174,7 @@ class ZipMembers:
     def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():
             archive = zipfile.ZipFile(self.root)
-            self._beginnings = sorted([*(member.header_offset for member in archive.infolist()), archive.start_dir])
+            self._beginnings = sorted(member.header_offset for member in archive.infolist())
             self._opened = (os.getpid(), archive)
         return self._opened[1]
 
@@ -186,17 +188,25 @@ class ZipMembers:
             return file.read(size)
 
     def _require_alone(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-        """Refuse the archive if another member, or its directory, begins before the end of this one."""
+        """Refuse the archive if another member, or its directory, begins before the end of this one.
+
+        A header that is damaged by itself is left to zipfile, which refuses the member, whatever else there is.
+        """
         assert archive.fp is not None
         archive.fp.seek(member.header_offset)  # who reads a member seeks its place first
         header = archive.fp.read(_ZIP_HEADER.size)
         if len(header) < _ZIP_HEADER.size:
-            return  # of a file that was cut since: zipfile says so
-        name_length, extra_length = _ZIP_HEADER.unpack(header)
+            return
+        magic, name_length, extra_length = _ZIP_HEADER.unpack(header)
+        name = archive.fp.read(name_length).decode("utf-8" if member.flag_bits & _UTF_8 else "cp437", "replace")
+        if magic != _ZIP_MAGIC or name != member.orig_filename:
+            return
         end = member.header_offset + _ZIP_HEADER.size + name_length + extra_length + member.compress_size
         following = bisect.bisect_left(self._beginnings, member.header_offset) + 1
-        if following < len(self._beginnings) and self._beginnings[following] < end:
-            raise UnreadableDataError("the zip archive holds a file inside another one: unpack it and pass the folder")
+        if min([archive.start_dir, *self._beginnings[following : following + 1]]) < end:
+            raise UnreadableDataError(
+                "the zip archive is damaged, or holds a file inside another one: unpack it and pass the folder"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "_opened": None, "_beginnings": []}

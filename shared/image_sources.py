@@ -18,6 +18,7 @@ public data alone, labels of a form without class names tell them: as many as th
 
 from __future__ import annotations
 
+import functools
 import os
 import zipfile
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def open_images(
     split: str | None = None,
     default_split: str = "train",
     public: bool = False,
+    tables_refused: bool = False,
 ) -> ImageSource:
     """Recognise the form of the data at `path` and open it; no image is decoded.
 
@@ -66,12 +68,22 @@ def open_images(
         split: "train", "test" or "val" of data that are divided so; None takes `default_split`, or the only one.
         default_split: "train" where data are to be learnt from, "test" where they are to be tested on.
         public: whether messages may name files, and labels may tell the number of classes.
+        tables_refused: whether a folder or zip of one class, undeclared, is refused if there is a table in it, whose
+            labels nobody reads (in tar files a table is often about each image, and none is looked for).
 
     Raises:
         DataNotFoundError, AmbiguousLayoutError, SplitError, ClassesError: usage, exit status 2.
         UnreadableDataError, LabelError: damaged data, exit status 1.
     """
     declared = None if classes is None else check_class_names(list(classes))
+    layout_of = functools.partial(
+        read_layout,
+        split=split,
+        default_split=default_split,
+        declared=declared,
+        public=public,
+        tables_refused=tables_refused,
+    )
     if path.is_dir() and public:
         synthetic = _inside_synthetic(path)
         if synthetic is not None:
@@ -94,8 +106,7 @@ def open_images(
             if of_split is not None:
                 split, default_split = None, of_split
             return open_tars(path, chosen, declared, split, default_split, public, of_split=of_split)
-        layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
-        return open_files(FolderFiles(path), "folder", layout, declared, public)
+        return open_files(FolderFiles(path), "folder", layout_of(files, folders), declared, public)
     if not path.is_file():
         raise DataNotFoundError(f"{path} does not exist: {_FORMS}")
     if is_tar(path):
@@ -117,8 +128,7 @@ def open_images(
         return open_npz(path, declared, split, default_split, public)
     folders = [name.rstrip("/") for name in names if name.endswith("/")]
     files = [name for name in names if not name.endswith("/")]
-    layout = read_layout(files, folders, split=split, default_split=default_split, declared=declared, public=public)
-    return open_files(ZipMembers(path), "zip", layout, declared, public)
+    return open_files(ZipMembers(path), "zip", layout_of(files, folders), declared, public)
 
 
 def _inside_synthetic(path: Path) -> Path | None:

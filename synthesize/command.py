@@ -83,8 +83,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     type=NamedPath(),
     metavar="FOLDER",
     help="Begin with the generator in a folder that dpmepf-synth wrote, of public images of the same resolution and "
-    "colour: each class as that one of its classes which the class means are nearest to. Of private images, what they "
-    "spent counts, too.  [default: random weights]",
+    "colour: each class from the one of its classes whose images have the nearest mean features. If it was trained on "
+    "private images, their epsilon counts, too.  [default: random weights]",
 )
 @click.option(
     "--workers",
@@ -123,8 +123,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     "--vary/--no-vary",
     default=None,
     help="Change images at random as they are drawn (turn, enlarge, move, brighten), by sizes that are learned.  "
-    "[default: as the generator of --prior; else images in colour, and grey ones if they have as little in common as "
-    "photographs]",
+    "[default: as the generator of --prior; else images in colour, and grey ones if their mean features are as "
+    "short as those of photographs]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(

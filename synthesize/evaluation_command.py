@@ -76,7 +76,7 @@ from dpmepf.synthesize.evaluation_report import EvaluationReport, write_report
 @click.option("--output", type=NamedPath(), metavar="FILE.json", help="Also write the scores to this file as JSON.")
 @click.option("--force", is_flag=True, help="Replace an existing --output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-@reports_errors()
+@reports_errors(private_names=True)
 def main(
     synthetic: Path,
     real: Path,

@@ -276,6 +276,20 @@ def zip_listing(content: bytes, *members: tuple[str, bytes, int]) -> bytes:
     return content + listed + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(listed), len(content), 0)
 
 
+def test_a_zip_member_with_a_damaged_header_is_an_unreadable_image(tmp_path):
+    """And no archive with one file inside another, whatever length of a name it tells."""
+    content = bytearray()
+    members = []
+    for name in "abc":
+        members.append((f"cat/{name}.png", image_bytes(), len(content)))
+        content += zip_entry(f"cat/{name}.png", image_bytes())
+    content[0] ^= 255
+    content[members[1][2] + 27] ^= 255  # the upper byte of its name's length
+    (tmp_path / "a.zip").write_bytes(zip_listing(bytes(content), *members))
+    source = open_images(tmp_path / "a.zip")
+    assert len(load_all(source, resolution=28, channels=1, workers=0, skip_unreadable=True)[0]) == 1
+
+
 @pytest.mark.parametrize("hidden", ["in the data", "before the data", "at the same place"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_zip_member_inside_another_is_refused_whatever_zipfile_makes_of_it(tmp_path, hidden, workers):
@@ -293,6 +307,19 @@ def test_a_zip_member_inside_another_is_refused_whatever_zipfile_makes_of_it(tmp
     with pytest.raises(UnreadableDataError, match="unpack it and pass the folder") as caught:
         load_all(open_images(tmp_path / "both.zip", classes=("cat", "dog")), **how)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("names", ["av", "avx"])
+def test_a_zip_member_behind_the_directory_is_refused(tmp_path, names):
+    """In the archive's comment. Newer versions of zipfile read `v` only if `x`, behind it, is there."""
+    first, hidden = zip_entry("cat/a.png", image_bytes()), zip_entry("cat/v.png", image_bytes())
+    comment = hidden + zip_entry("cat/x.png", image_bytes())
+    begin = len(zip_listing(first, *((f"cat/{name}.png", b"", 0) for name in names)))
+    places = dict(zip("avx", (0, begin, begin + len(hidden)), strict=True))
+    archive = zip_listing(first, *((f"cat/{name}.png", image_bytes(), places[name]) for name in names))
+    (tmp_path / "a.zip").write_bytes(archive[:-2] + struct.pack("<H", len(comment)) + comment)
+    with pytest.raises(UnreadableDataError, match="unpack it and pass the folder"):
+        load_all(open_images(tmp_path / "a.zip"), resolution=28, channels=1, workers=0, skip_unreadable=True)
 
 
 def test_a_zip_member_that_claims_gigabytes_is_not_unpacked(tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from dpmepf.artifacts import atomic_file
+from dpmepf.embed.command import main
 from dpmepf.shared.image_errors import AmbiguousLayoutError, DataNotFoundError, SplitError
 from dpmepf.shared.image_ranges import prepare_range
 from dpmepf.shared.image_sources import open_images
@@ -97,38 +99,63 @@ def test_a_damaged_private_file_says_nothing_on_stderr(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "table"),
-    [("", "labels.csv"), ("", "Labels.txt"), ("images/", "metadata.jsonl"), ("images/", "images/train.tsv")],
+    ("folder", "table", "declared"),
+    [
+        ("", "labels.csv", ("unlabelled",)),
+        ("", "Labels.txt", ("unlabelled",)),
+        ("Jane Doe/", "metadata.jsonl", ("Jane Doe",)),
+        ("Jane Doe/", "Jane Doe/train.tsv", ("Jane Doe",)),
+        ("Jane Doe/", "labels/labels.xlsx", ("Jane Doe", "labels")),
+        ("wrapper/Jane Doe/", "wrapper/labels.csv", ("Jane Doe",)),
+    ],
 )
-def test_labels_in_a_table_are_not_lost_without_a_word(tmp_path: Path, folder: str, table: str) -> None:
-    """The images would be released as one class, and the budget spent."""
+@pytest.mark.parametrize("zipped", [False, True])
+def test_labels_in_a_table_are_not_lost_without_a_word(
+    tmp_path: Path, folder: str, table: str, declared: tuple[str, ...], zipped: bool
+) -> None:
+    """The images would be released as one class, and the budget spent. No name is told."""
+    data = tmp_path / "data"
     for name in "ab":
-        save_image(tmp_path / f"{folder}{name}.png")
-    (tmp_path / table).write_text("patient-4711,1\n")
+        save_image(data / f"{folder}{name}.png")
+    (data / table).parent.mkdir(exist_ok=True)
+    (data / table).write_text("patient-4711,1\n")
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+            for file in sorted(path for path in data.rglob("*") if path.is_file()):
+                archive.write(file, file.relative_to(data))
+        data = tmp_path / "d.zip"
     with pytest.raises(AmbiguousLayoutError, match="put every image into the folder of its class") as caught:
-        open_images(tmp_path)
-    assert "4711" not in str(caught.value)
-    declared = "images" if folder else "unlabelled"
-    assert f"--classes {declared} " in str(caught.value)
-    assert len(open_images(tmp_path, classes=(declared,))) == 2
-    assert len(open_images(tmp_path, public=True)) == 2
+        open_images(data, tables_refused=True)
+    assert "4711" not in str(caught.value) and "Jane" not in str(caught.value)
+    assert ("--classes unlabelled" in str(caught.value)) == (declared == ("unlabelled",))
+    assert len(open_images(data, classes=declared, tables_refused=True)) == 2
+    assert len(open_images(data)) == 2  # as of dpmepf-eval, which spends nothing
 
 
-def test_a_license_or_a_table_beside_class_folders_is_passed_over(tmp_path: Path) -> None:
+def test_the_command_refuses_a_table_beside_images_of_one_class(tmp_path: Path) -> None:
+    save_image(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "labels.csv").write_text("a.png,1")
+    options = ["--data", str(tmp_path / "data"), "--eps", "1", "--output", str(tmp_path / "a.h5")]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 2 and "whose labels are not read" in result.stderr
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_table_beside_class_folders_is_passed_over(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         save_image(tmp_path / name / "a.png")
     (tmp_path / "labels.csv").write_text("")
-    assert open_images(tmp_path).classes == ("cat", "dog")
-    flat = tmp_path / "cat"
-    (flat / "LICENSE.txt").write_text("")
-    (flat / ".labels.csv").write_text("")
-    assert len(open_images(flat)) == 1
+    assert open_images(tmp_path, tables_refused=True).classes == ("cat", "dog")
+    (tmp_path / "cat" / "LICENSE.txt").write_text("")
+    (tmp_path / "cat" / ".labels.csv").write_text("")
+    assert len(open_images(tmp_path / "cat", tables_refused=True)) == 1
 
 
 def test_an_npz_file_in_a_folder_has_to_be_named_itself(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((2, 28, 28), np.uint8))
+    (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(DataNotFoundError, match=r"found an \.npz file: name that itself"):
-        open_images(tmp_path)
+        open_images(tmp_path, tables_refused=True)
 
 
 def test_a_folder_that_cannot_be_flushed_does_not_deny_the_artifact(

@@ -38,6 +38,7 @@ from dpmepf.shared.image_sources import open_images
 from dpmepf.synthesize import command, labelling, public_images, sampling, synthesis, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
+from dpmepf.synthesize.output_folder import OutputFolder
 from dpmepf.synthesize.probe import draw_probe
 from dpmepf.synthesize.variation import CHANGES
 
@@ -487,9 +488,13 @@ def test_whatever_ends_the_drawing_the_training_is_kept_and_that_is_said(
     assert nothing.exit_code == 0 and f"go on with: {tmp_path / 'typo.partial'} is begun anew" in nothing.stderr
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nothing can be made")
-def test_where_nothing_can_be_made_is_named(artifact: Path) -> None:
-    assert_one_sentence(run(artifact, "--output", "/proc/out", *QUICK), 1, "/proc/out.partial: ", "choose another path")
+def test_what_the_system_refuses_is_named(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: OutputFolder, **_: object) -> Path:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self.partial))
+
+    monkeypatch.setattr(OutputFolder, "begin", refuse)
+    result = run(artifact, "--output", tmp_path / "out", *QUICK)
+    assert_one_sentence(result, 1, f"{tmp_path / 'out.partial'}: No such file or directory: choose another path")
 
 
 def test_more_classes_than_the_preview_has_room_for_get_their_images(

@@ -38,6 +38,7 @@ def keep(file: Path, *, images: int = 7, unit: str = "one image", fingerprint: b
     features = random.standard_normal((images, 5)).astype(np.float32)
     sums.add(features, random.integers(0, 3, images), np.arange(images) if unit == "one person" else None)
     part = sums.checkpoint()
+    checkpoint.require_same_features(PROBE)
     checkpoint.save(part, done=images + 2)
     return part.totals
 

@@ -291,7 +291,7 @@ def test_a_log_file_holds_no_count_even_where_colour_is_forced(data: Path, tmp_p
         text=True,
         check=True,
     )
-    assert "their number is private" in finished.stderr
+    assert "the number of images is private" in finished.stderr
     assert f"/{IMAGES}" not in finished.stderr  # a bar counts as 16/29
 
 
