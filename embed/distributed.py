@@ -38,27 +38,29 @@ class Processes(LaunchedProcesses):
         return place if place == len(owners) else int(np.searchsorted(owners, owners[place]))
 
     def require_same(self, fingerprint: bytes) -> None:
-        """Stop unless all processes pass the same 32 bytes."""
-        with processes.losses_said_plainly(NOTHING):
-            same = self.same(fingerprint)
-        if not same:
-            raise ProcessesError(
-                "the processes of this run do not see the same images, persons, encoder or options, so that nothing "
-                "was released: start them with the same command and versions, on the same files"
-            )
+        """Stop unless all processes pass the same 32 bytes, `run_fingerprint`."""
+        self._require(
+            fingerprint,
+            "do not see the same images, persons, encoder or options, so that nothing was released: start them with "
+            "the same command and versions, on the same files",
+        )
 
     def require_same_features(self, probe: bytes) -> None:
         """Stop unless the encoder makes the same of public images in all processes: 32 bytes, a hash of all bits.
 
         A record more may move another's image from one process to the next.
         """
+        self._require(
+            probe,
+            "compute other features of the same images, so that nothing was released: start them on processors or GPUs "
+            "of one kind, with as many threads each, or one process alone",
+        )
+
+    def _require(self, own: bytes, otherwise: str) -> None:
         with processes.losses_said_plainly(NOTHING):
-            same = self.same(probe)
+            same = self.same(own)
         if not same:
-            raise ProcessesError(
-                "the processes of this run compute other features of the same images, so that nothing was released: "
-                "start them on processors or GPUs of one kind, with as many threads each, or one process alone"
-            )
+            raise ProcessesError(f"the processes of this run {otherwise}")
 
     def hand_over(self, sums: ClassSums) -> None:
         """Give `sums` to the first process, and wait until it has those of all processes.
