@@ -1,4 +1,4 @@
-"""Trusted core: discrete Gaussian noise, sampled exactly by OpenDP from the operating system's entropy.
+"""Trusted core: discrete Gaussian noise, sampled exactly by OpenDP, seeded by the operating system's entropy.
 
 There is no seed, no generator to pass in and no way to switch the noise off.
 """
@@ -35,7 +35,8 @@ def add_discrete_gaussian_noise(
     Guarantee: P(noise = n) ∝ exp(−n²/2σ²) over the integers, exactly: no floating-point sample is involved. The result
         is the mechanism's output or its saturation to int64, a post-processing. What this promises in (ε, δ) for a
         given sensitivity is `dpmepf.artifacts.accounting`'s claim.
-    Assumes: OpenDP's sampler and the operating system's entropy source (getrandom).
+    Assumes: OpenDP's sampler, the generator of OpenSSL that it draws from, and the operating system's entropy that
+        seeds that.
     Source: Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), algorithm 3, in OpenDP's `make_gaussian` over
         `vector_domain(atom_domain(T="i64"))`, whose `scale` is the σ above; PROOF.md, claim 4.
     Args:
