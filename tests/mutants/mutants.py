@@ -289,6 +289,13 @@ MUTANTS = [
         f"{PIPELINE}::test_a_run_goes_on_with_the_same_features_only",
     ),
     _mutant(
+        "sums of features that were compared with none are gone on from",
+        "embed/checkpoint.py",
+        "if images and probe.tobytes() == _NO_PROBE:",
+        "if False:",
+        f"{CHECKPOINT}::test_sums_of_features_that_were_compared_with_none_are_refused",
+    ),
+    _mutant(
         "the check of features looks at none",
         "embed/pipeline.py",
         "return hashlib.sha256(expected.numpy().tobytes()).digest()",

@@ -263,10 +263,21 @@ def test_places_that_the_run_does_not_have_or_that_hold_fewer_images_are_refused
     sums, checkpoint = new_sums(), Checkpoint(path=tmp_path / "kept")
     checkpoint.restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
     sums.add(np.ones((7, 5), np.float32), np.zeros(7, np.int64))
+    checkpoint.require_same_features(PROBE)
     checkpoint.save(sums.checkpoint(), done=done)
     checkpoint.let_go()
     with pytest.raises(CheckpointError, match="damaged"):
         Checkpoint(path=tmp_path / "kept").restore(new_sums(), fingerprint=RUN, places=places, skipping=True)
+
+
+def test_sums_of_features_that_were_compared_with_none_are_refused(tmp_path: Path) -> None:
+    sums, checkpoint = new_sums(), Checkpoint(path=tmp_path / "kept")
+    checkpoint.restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
+    sums.add(np.ones((7, 5), np.float32), np.zeros(7, np.int64))
+    checkpoint.save(sums.checkpoint(), done=7)
+    checkpoint.let_go()
+    with pytest.raises(CheckpointError, match="damaged"):
+        Checkpoint(path=tmp_path / "kept").restore(new_sums(), fingerprint=RUN, places=PLACES, skipping=True)
 
 
 def test_a_run_that_leaves_nothing_out_does_not_go_on_from_sums_that_do(tmp_path: Path) -> None:
