@@ -69,7 +69,7 @@ def test_a_release_is_audited_and_trained_towards(
     size = () if resolution is None else ("--resolution", resolution)
     printed = run(embed, *chosen, *weights, *size, "--output", artifact)
     assert ("--encoder-weights" in printed) == bool(weights)  # what comes next needs the same file
-    assert ("--encoder vgg19 only" in " ".join(printed.split())) == (preset == "dp-mepf")
+    assert ("--encoder vgg19 alone" in " ".join(printed.split())) == (preset == "dp-mepf")
     assert read_artifact(artifact).feature_map.preset == preset
     assert "Every claim holds" in run(audit, artifact)
     few = ("--steps", STEPS, "--batch-size", 4, "--samples", SAMPLES, "--device", "cpu")
