@@ -96,7 +96,7 @@ def summary(data: str, runs: Sequence[Record]) -> str:
         rows = _grouped([run for run in as_said if run["epsilon"] == epsilon], _setting_of)
         if not rows:
             continue
-        row = max(rows, key=lambda of_row: (len(of_row), of_row[0]["settings"]["steps"]))
+        row = max(rows, key=lambda of_row: (len(of_row), _settings(of_row[0])["steps"]))
         ours = 100 * statistics.fmean(run["accuracy"][CLASSIFIER] for run in row)
         of_epsilon = [method for method in published if epsilon in method.accuracy[data]]
         of_epsilon.sort(key=lambda method: method.accuracy[data][epsilon], reverse=True)
@@ -190,13 +190,19 @@ def runs_table(runs: Sequence[Record]) -> str:
 
 def _setting_of(run: Record) -> tuple[object, ...]:
     """Runs that differ in these are of different things, whatever the code and ε; in the order of rows."""
-    settings = dict(run["settings"])
+    settings = _settings(run)
     if settings.get("preset") == "best" and "steps" in settings:  # which differ in their steps alone
         settings["preset"] = "standard"
     return (
         *([*METHODS, run["method"]].index(run["method"]), run["method"]),
         *(str(run["relation"]), run["delta"] or 0.0, str(settings), _tested_on(run)),
     )
+
+
+def _settings(run: Record) -> Record:
+    """Those that it was made with: of a preset the number of steps that it took."""
+    made = {"steps": run["steps_made"]} if "steps_made" in run else {}
+    return {**run["settings"], **made}
 
 
 def _tested_on(run: Record) -> str:
@@ -226,7 +232,7 @@ def _relation(run: Record) -> str:
 
 def _name(run: Record) -> str:
     """The method, and the settings that it ran with."""
-    settings = run["settings"]
+    settings = _settings(run)
     if run["method"] == "dp-sgd":
         told = [f"{settings['passes']} passes, batch {settings['batch_size']:,}"]
     elif run["method"] == "real":

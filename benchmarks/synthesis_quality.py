@@ -50,6 +50,7 @@ from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.precision import autocast_dtype
 from dpmepf.shared.schema import infer_schema
 from dpmepf.synthesize.classifiers import accuracy_of
+from dpmepf.synthesize.output_folder import RUN_FILE
 from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
 
 METHODS = ("ours", "ours-plain", "dp-merf", "dp-sgd", "real")
@@ -109,7 +110,7 @@ def planned(method: str, epsilon: float | None, seed: int, options: argparse.Nam
 
 
 def training_settings(options: argparse.Namespace, seed: int) -> SynthesisSettings:
-    """What `dpmepf-synth` takes for these options."""
+    """What `dpmepf-synth` takes for these options where noise is not so large that it makes fewer steps."""
     overrides = {} if options.steps is None else {"steps": options.steps}
     return settings_for(options.preset, bfloat16=native_bfloat16(), seed=seed, **overrides)
 
@@ -128,9 +129,10 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
         outcome = {"claims": {}, "minutes": 0.0, **scores(options.data, options)}
     else:
         make = dp_merf_set if plan["method"] == "dp-merf" else our_set
-        synthetic, release = make(plan, options, folder)
+        synthetic, release, steps = make(plan, options, folder)
         minutes = (time.perf_counter() - begun) / 60
         outcome = {"claims": claims(release, plan["delta"]), "minutes": minutes, **scores(synthetic, options)}
+        outcome["steps_made"] = steps
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             name = f"{options.data.stem}-{plan['method']}-eps{plan['epsilon']:g}-{plan['seed']}.png"
@@ -139,8 +141,8 @@ def one_run(plan: Record, options: argparse.Namespace, folder: Path) -> Record:
     return {**plan, **outcome, **made, "committed": commit_time_of(plan["version"])}
 
 
-def our_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Path, Artifact]:
-    """Release, train and draw by our commands."""
+def our_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Path, Artifact, int]:
+    """Release, train and draw by our commands; return the set, the release and the number of steps of the training."""
     artifact, synthetic = folder / "artifact.h5", folder / "synthetic"
     budget = ["--eps", plan["epsilon"], "--delta", plan["delta"], "--relation", plan["relation"]]
     call("dpmepf-embed", "--data", options.data, *budget, "--output", artifact)
@@ -150,20 +152,23 @@ def our_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Pa
         choices += ["--public", path]
     choices += ["--prior", options.prior] if options.prior else []
     call("dpmepf-synth", artifact, "--output", synthetic, "--seed", plan["seed"], "--format", "npz", *choices)
-    return synthetic, read_artifact(artifact)
+    made = json.loads((synthetic / RUN_FILE).read_text("utf-8"))
+    return synthetic, read_artifact(artifact), made["settings"]["steps"]
 
 
-def dp_merf_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Path, Artifact]:
+def dp_merf_set(plan: Record, options: argparse.Namespace, folder: Path) -> tuple[Path, Artifact, int]:
     """The same with random Fourier features."""
-    return dp_merf.write_dp_merf_set(
+    settings = training_settings(options, plan["seed"])
+    synthetic, release = dp_merf.write_dp_merf_set(
         open_images(options.data, public=True),
         folder,
-        training_settings(options, plan["seed"]),
+        settings,
         epsilon=plan["epsilon"],
         delta=plan["delta"],
         relation=NeighbouringRelation(plan["relation"]),
         device=choose_device("auto"),
     )
+    return synthetic, release, settings.steps
 
 
 def claims(release: Artifact, delta: float) -> dict[str, float]:

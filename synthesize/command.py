@@ -94,7 +94,8 @@ BACKEND = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    help=f"How long: quick to look, standard, or best, which takes three times standard.  [default: {DEFAULT_PRESET}]",
+    help="How long: quick to look, standard, or best: three times standard, unless noise is so large that more steps "
+    f"would learn it.  [default: {DEFAULT_PRESET}]",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: the preset's]")
 @click.option(
@@ -224,6 +225,10 @@ class _Display:
 
     def callbacks(self, stop_requested: Callable[[], bool]) -> SynthesisCallbacks:
         return SynthesisCallbacks(
+            on_fewer_steps=lambda steps: console.print(
+                f"Noise is large beside what class means differ by, and {steps:,} steps would learn it: fewer are made.",
+                soft_wrap=True,
+            ),
             on_compile=lambda: console.print("Compiling the encoder takes minutes."),
             on_start=self.start,
             on_step=self.step,

@@ -32,22 +32,16 @@ from dpmepf.synthesize.targets import ClassTargets
 
 PROBE_SHARE = 0.1  # of the variance of the released noise
 STREAM = 1  # of a run's random numbers; those of the same seed alone are its latent vectors
-HIDDEN = 2.5  # times what classes differ by, both squared: noise so much longer hides the differences
+HIDDEN = 1.58  # times what classes differ by: noise so much longer hides the differences
 
 
 def probe_for(targets: ClassTargets, *, seed: int) -> Tensor | None:
     """Return a probe (`draw_probe`), or None where noise hides what classes differ by.
 
     There scores are mostly noise. What is taken off for the generator's share of it leaves many images to be corrected
-    that are right; without that, few are. The squared distance of a released mean from the centre of all is on average
-    what classes differ by and what noise adds.
+    that are right; without that, few are.
     """
-    noise = targets.means.shape[1] * targets.noise_variance
-    weights = targets.class_weights / len(noise)
-    distances = (targets.means - torch.from_numpy(weights).float() @ targets.means).square().sum(dim=1).double().numpy()
-    differences = distances - (1 - 2 * weights) * noise - (weights**2 * noise).sum()
-    hidden = np.median(noise) > HIDDEN * np.median(differences)
-    return None if hidden else draw_probe(targets, seed=seed)
+    return None if targets.relative_noise > HIDDEN else draw_probe(targets, seed=seed)
 
 
 def draw_probe(targets: ClassTargets, *, seed: int) -> Tensor:

@@ -30,7 +30,7 @@ from dpmepf.synthesize.parallel import TrainingProcesses
 from dpmepf.synthesize.prior import Prior, load_prior, require_fit
 from dpmepf.synthesize.public_images import open_public_images
 from dpmepf.synthesize.settings import DEFAULT_PRESET, SynthesisSettings, settings_for
-from dpmepf.synthesize.targets import class_sizes
+from dpmepf.synthesize.targets import class_sizes, class_targets
 from dpmepf.synthesize.training import ClassSchedule, generator_configuration
 
 CHANGEABLE = ("steps", "micro_batch_size")  # settings that a run may go on with others of
@@ -126,11 +126,15 @@ def prepare(
     output: OutputFolder,
     processes: TrainingProcesses,
     *,
+    on_fewer_steps: Callable[[int], None] = lambda steps: None,
     on_compile: Callable[[], None] = lambda: None,
 ) -> PreparedRun:
     """Read and check everything that `request` names; write nothing.
 
     When this returns in one of several `processes`, all have read what they need of the output folder.
+
+    Args:
+        on_fewer_steps, on_compile: as in `SynthesisCallbacks`.
 
     Raises:
         DpmepfError: something cannot be used, or is not the same in all processes.
@@ -157,7 +161,10 @@ def prepare(
         )
     prior = load_prior(request.prior, device=device) if request.prior else None
     origin = _origin(prior, checkpoint)
-    settings = _settings(request, checkpoint, device)
+    if checkpoint is None:
+        settings = _first_settings(request, device, class_targets(artifact).relative_noise, on_fewer_steps)
+    else:
+        settings = _resumed_settings(request, checkpoint)
     if prior is not None and settings.vary is None:
         settings = replace(settings, vary=prior.generator.configuration.varied)
     configuration = generator_configuration(artifact, settings)
@@ -226,13 +233,22 @@ def _origin(prior: Prior | None, checkpoint: Checkpoint | None) -> dict[str, Any
     return checkpoint.prior
 
 
-def _settings(request: SynthesisRequest, checkpoint: Checkpoint | None, device: torch.device) -> SynthesisSettings:
-    """The preset with what was asked for; for a run that goes on its own settings but for those `CHANGEABLE`."""
-    if checkpoint is None:
-        bfloat16 = autocast_dtype(device) is torch.bfloat16
-        judged = request.relabel is not False or bool(request.public)
-        overrides = {"probe": judged} | dict(request.overrides)
-        return settings_for(request.preset or DEFAULT_PRESET, bfloat16=bfloat16, **overrides)
+def _first_settings(
+    request: SynthesisRequest, device: torch.device, relative_noise: float, on_fewer_steps: Callable[[int], None]
+) -> SynthesisSettings:
+    """The preset, with what was asked for."""
+    judged = request.relabel is not False or bool(request.public)
+    overrides = {"probe": judged} | dict(request.overrides)
+    preset, bfloat16 = request.preset or DEFAULT_PRESET, autocast_dtype(device) is torch.bfloat16
+    without_noise = settings_for(preset, bfloat16=bfloat16, **overrides)
+    settings = settings_for(preset, bfloat16=bfloat16, relative_noise=relative_noise, **overrides)
+    if settings != without_noise:
+        on_fewer_steps(without_noise.steps)
+    return settings
+
+
+def _resumed_settings(request: SynthesisRequest, checkpoint: Checkpoint) -> SynthesisSettings:
+    """Those that the run began with, but for those `CHANGEABLE`."""
     if request.relabel and not checkpoint.settings.probe:
         raise UsageError(
             "the run to resume was trained with --no-relabel, without what tells how far labels can be trusted: leave "

@@ -44,6 +44,7 @@ class SynthesisCallbacks:
     """What a run tells while it works, and how it is asked to stop.
 
     Fields:
+        on_fewer_steps: called with a preset's number of steps where noise makes it take fewer (`MUCH_NOISE`).
         on_compile: called before the encoder is compiled, which takes minutes, if it is.
         on_start: called once, before the first step, with the folder where previews appear.
         on_step: called after every training step.
@@ -57,6 +58,7 @@ class SynthesisCallbacks:
         snapshot_seconds: time between checkpoints and previews.
     """
 
+    on_fewer_steps: Callable[[int], None] = lambda steps: None
     on_compile: Callable[[], None] = lambda: None
     on_start: Callable[[GeneratorTraining, Path], None] = lambda training, folder: None
     on_step: Callable[[GeneratorTraining], None] = lambda training: None
@@ -97,7 +99,7 @@ def synthesise(
     output = OutputFolder(path=Path(request.output))
     output.require_unused()
     output.restore()
-    run = prepare(request, output, processes, on_compile=callbacks.on_compile)
+    run = prepare(request, output, processes, on_fewer_steps=callbacks.on_fewer_steps, on_compile=callbacks.on_compile)
     try:
         folder = output.begin(keep_checkpoint=run.checkpoint is not None)
         with _ending_resumably(output):

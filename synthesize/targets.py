@@ -53,6 +53,21 @@ class ClassTargets:
         weights = 1.0 / (1.0 + self.means.shape[1] * self.noise_variance)
         return weights / weights.mean()
 
+    @property
+    def relative_noise(self) -> float:
+        """Typical length of the noise in a class's mean over that of what classes differ by; inf where that is hidden.
+
+        The squared distance of a released mean from the centre of all is on average what classes differ by and what
+        noise adds. A single class differs from no other, so it is inf there, too.
+        """
+        noise = self.means.shape[1] * self.noise_variance
+        weights = self.class_weights / len(noise)
+        centre = torch.from_numpy(weights).float() @ self.means
+        distances = (self.means - centre).square().sum(dim=1).double().numpy()
+        differences = distances - (1 - 2 * weights) * noise - (weights**2 * noise).sum()
+        difference = float(np.median(differences))
+        return math.sqrt(float(np.median(noise)) / difference) if difference > 0 else math.inf
+
 
 def class_targets(artifact: Artifact) -> ClassTargets:
     """Return the class means that `artifact` tells of, usable however few records a class has."""

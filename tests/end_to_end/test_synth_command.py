@@ -35,7 +35,8 @@ from dpmepf.shared.encoders import BUILTIN_WEIGHTS
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.image_errors import WorkerDiedError
 from dpmepf.shared.image_sources import open_images
-from dpmepf.synthesize import command, labelling, public_images, sampling, synthesis, training
+from dpmepf.shared.precision import autocast_dtype
+from dpmepf.synthesize import command, labelling, public_images, sampling, settings, synthesis, training
 from dpmepf.synthesize.command import main
 from dpmepf.synthesize.generator import load_generator
 from dpmepf.synthesize.output_folder import OutputFolder
@@ -669,6 +670,21 @@ def test_options_outside_their_range_are_usage_errors(
     result = run(artifact, "--output", tmp_path / "out", *arguments)
     assert_one_sentence(result, 2)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_preset_takes_fewer_steps_where_noise_is_large_and_says_so(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "NOISY_STEPS", 2)
+    usual = settings.settings_for("best", bfloat16=autocast_dtype(torch.device("cpu")) is torch.bfloat16).steps
+    result = run(artifact, "--output", tmp_path / "out", "--preset", "best", "--json", *QUICK[2:])
+    assert result.exit_code == 0, result.output
+    assert f"{usual:,} steps would learn it: fewer are made. Training for 2 steps" in " ".join(result.stderr.split())
+    made = json.loads(result.stdout)["settings"]
+    assert (made["preset"], made["steps"]) == ("best", 2)
+    result = run(artifact, "--output", tmp_path / "out", "--preset", "best", "--resume", "--json", *QUICK)
+    assert json.loads(result.stdout)["settings"]["steps"] == 3  # --steps
+    assert "would learn it" not in result.stderr
 
 
 def test_the_steps_of_training_alone_go_through_the_compiled_encoder(

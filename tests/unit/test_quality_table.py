@@ -145,6 +145,16 @@ def test_presets_that_differ_in_their_number_of_steps_alone_share_a_row() -> Non
     assert len(rows(document([run(), best]).partition("## The runs")[0], "dpmepf (")) == 1
 
 
+def test_a_run_that_noise_made_shorter_stands_with_those_of_its_length() -> None:
+    best = {"settings": {"preset": "best", "steps": 6480, "bfloat16": True}, "epsilon": 10.0}
+    short = run(**best, steps_made=2160)
+    for others, count in (([short], 1), ([short, run(**best, seed=1)], 2)):
+        found = rows(document([run(), *others]).partition("## The runs")[0], "dpmepf (")
+        assert [row[0] for row in found] == [
+            f"dpmepf ({steps} steps, bfloat16)" for steps in ("2,160", "6,480")[:count]
+        ]
+
+
 def test_runs_of_code_that_made_other_images_stand_in_the_history_alone() -> None:
     """Planted: a figure of a release of long ago, better than today's, beside those of today."""
     before = run(epsilon=10.0, accuracy={"cnn": 0.999}, committed="2026-11-20T00:00:00+00:00", version="0.1.0 old")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,23 @@ def test_steps_that_cost_less_are_more_unless_their_number_is_given() -> None:
         assert settings_for(name, bfloat16=True).steps >= settings_for(name).steps == PRESETS[name].steps
     assert settings_for("standard", bfloat16=True).steps == 2160
     assert settings_for("standard", bfloat16=True, steps=5).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("preset", "relative_noise", "steps"),
+    [
+        ("best", 0.2, 6480),
+        ("best", 0.4, 2160),
+        ("best", math.inf, 2160),
+        ("standard", math.inf, 2160),
+        ("quick", math.inf, 700),
+    ],
+)
+def test_where_noise_is_large_no_preset_takes_more_steps_than_standard(
+    preset: str, relative_noise: float, steps: int
+) -> None:
+    assert settings_for(preset, bfloat16=True, relative_noise=relative_noise).steps == steps
+    assert settings_for(preset, bfloat16=True, relative_noise=relative_noise, steps=9999).steps == 9999
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])

@@ -117,6 +117,22 @@ def test_a_class_that_is_mostly_noise_weighs_little_and_well_known_classes_weigh
     assert weights[1] == pytest.approx(weights[0], rel=0.01)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.8])
+def test_noise_is_told_in_proportion_to_what_classes_differ_by(ratio: float) -> None:
+    """Five directions of length 2, the centre of which is 4/5 of that, in squares, from each; an almost empty sixth."""
+    noise_std = ratio * np.sqrt(0.8) * 2 / np.sqrt(DIMENSION)
+    random, variances = np.random.default_rng(0), np.array([noise_std**2] * 5 + [100.0])
+    means = np.vstack([2 * np.eye(5, DIMENSION), np.zeros(DIMENSION)])
+    means += np.sqrt(variances)[:, None] * random.standard_normal(means.shape)
+    targets = ClassTargets(means=torch.from_numpy(means).float(), counts=np.ones(6), noise_variance=variances)
+    assert targets.relative_noise == pytest.approx(ratio, rel=0.15)
+
+
+def test_a_class_alone_differs_from_no_other() -> None:
+    means = torch.ones(1, 9)
+    assert ClassTargets(means=means, counts=np.ones(1), noise_variance=np.ones(1)).relative_noise == np.inf
+
+
 def test_means_that_are_not_finite_are_refused() -> None:
     with pytest.raises(DpmepfError, match="not finite"):
         ClassTargets(means=torch.tensor([[float("nan")]]), counts=np.ones(1), noise_variance=np.zeros(1))
