@@ -226,7 +226,7 @@ class _Display:
     def callbacks(self, stop_requested: Callable[[], bool]) -> SynthesisCallbacks:
         return SynthesisCallbacks(
             on_fewer_steps=lambda steps: console.print(
-                f"Noise is large beside what class means differ by, and {steps:,} steps would learn it: fewer are made.",
+                f"Noise is large beside what classes differ by, and {steps:,} steps would learn it: fewer are made.",
                 soft_wrap=True,
             ),
             on_compile=lambda: console.print("Compiling the encoder takes minutes."),
