@@ -234,7 +234,9 @@ def _name(run: Record) -> str:
     """The method, and the settings that it ran with."""
     settings = _settings(run)
     if run["method"] == "dp-sgd":
-        told = [f"{settings['passes']} passes, batch {settings['batch_size']:,}"]
+        groups = settings.get("groups", 32)  # as Opacus' own replacement of batch norm, before there was a choice
+        norm = f"norm of {groups} group{'s' if groups > 1 else ''}"
+        told = [f"{settings['passes']} passes, batch {settings['batch_size']:,}, {norm}"]
     elif run["method"] == "real":
         told = []
     else:

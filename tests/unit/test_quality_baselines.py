@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from dp_merf import RandomFourierFeatures, squared_bandwidth, write_dp_merf_set
-from dp_sgd import Recipe, noise_multiplier_for, train_private_classifier
+from dp_sgd import Recipe, noise_multiplier_for, train_private_classifier, with_group_norm
 from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.validators import ModuleValidator
 from synthesis_quality import arguments_of, native_bfloat16, planned
 from synthesis_stand_ins import small_settings, squares
 
@@ -20,6 +21,7 @@ from dpmepf.artifacts.sensitivity import count_weight_lattice, lattice_exponent,
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.image_sources import open_images
 from dpmepf.synthesize import training
+from dpmepf.synthesize.classifiers import SmallCnn
 
 CLASSES, EACH, DIMENSION = 3, 20, 64
 
@@ -99,6 +101,14 @@ def test_a_private_classifier_spends_at_most_epsilon_and_takes_bytes() -> None:
     scores = trained.network(images)
     assert scores.shape == (90, CLASSES)
     torch.testing.assert_close(trained.network(images[:1]), scores[:1])  # no image's score depends on others
+
+
+def test_no_batch_norm_is_left_through_which_images_influence_each_other() -> None:
+    network = with_group_norm(SmallCnn(channels=3, resolution=32, class_count=CLASSES), groups=2)
+    kinds = [type(module) for module in network.modules()]
+    assert kinds.count(torch.nn.GroupNorm) >= 5
+    assert not any(issubclass(kind, torch.nn.modules.batchnorm._BatchNorm) for kind in kinds)
+    assert ModuleValidator.validate(network) == []
 
 
 def test_a_private_classifier_learns_where_noise_is_small(monkeypatch: pytest.MonkeyPatch) -> None:

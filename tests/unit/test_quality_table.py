@@ -103,6 +103,16 @@ def test_the_dp_sgd_classifier_is_called_no_synthetic_set_and_has_one_relation()
     assert every[5:8] == ["–", "–", "–"]
 
 
+def test_dp_sgd_runs_say_how_many_channels_were_normalised_together() -> None:
+    settings = {"preset": "standard", "passes": 10, "batch_size": 1024}
+    outcome = dict.fromkeys(("fid", "kid", "extractor"))
+    earlier, later = (run(method="dp-sgd", settings=settings | more, **outcome) for more in ({}, {"groups": 1}))
+    told = {
+        row[0].rpartition(", ")[2] for row in rows(document([earlier, later]), "DP-SGD classifier, no synthetic set (")
+    }
+    assert told == {"norm of 32 groups)", "norm of 1 group)"}
+
+
 def test_published_figures_stand_where_their_epsilon_is_and_are_called_published() -> None:
     text = document([])
     mnist, cifar10 = rows(text, "PrivImage")
