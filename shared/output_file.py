@@ -1,4 +1,4 @@
-"""Where a command may write a file: asked before the work, so that no work is lost, and nobody's file.
+"""Where a command may write a file: asked before the work, so that no work is lost, and nobody's; and it appears whole.
 
 With `--force` a command replaces what it wrote before and nothing else. So it never replaces what it reads, by whatever
 path, link or folder that was found.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpmepf.shared.errors import UsageError
@@ -53,3 +55,14 @@ def require_kind(path: Path, kind: Kind) -> None:
         found = file.read(offset + len(beginning))
     if found and found[offset:] != beginning:
         raise UsageError(f"{path} exists and is no {name}, and --force replaces nothing else: choose another --output")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place at the end, or vanishes after an error."""
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

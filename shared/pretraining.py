@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from dpmepf.shared.encoders import (
 )
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import WHITENED_POOLING, pool
+from dpmepf.shared.output_file import replacing
 from dpmepf.shared.precision import autocast
 from dpmepf.shared.torch_files import load_torch_file
 from dpmepf.shared.whitening import Whitening
@@ -267,12 +267,8 @@ def save_weights(encoder: BuiltinEncoder, path: Path) -> None:
     state = {
         name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items() if tensor.is_floating_point()
     }
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(save(state))  # not save_file, which leaves the file to its owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def standardise(images: Tensor) -> Tensor:
@@ -305,10 +301,9 @@ def _digest(encoder: nn.Module) -> str:
 
 
 def _save(path: Path, step: int, encoder: nn.Module, optimiser: torch.optim.Optimizer, run: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
     state = {"encoder": encoder.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save({"step": step, "run": run, **state}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save({"step": step, "run": run, **state}, temporary)
 
 
 def _resume(path: Path, encoder: nn.Module, optimiser: torch.optim.Optimizer, run: str) -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import torch
 
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.output_file import replacing
 from dpmepf.shared.torch_files import load_torch_file
 from dpmepf.synthesize.settings import SynthesisSettings
 
@@ -90,14 +88,3 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged: begin again with --force") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place at the end, or vanishes after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

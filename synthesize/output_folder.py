@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpmepf.shared.errors import UsageError
-from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
+from dpmepf.shared.output_file import replacing
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
 from dpmepf.synthesize.generator import CONFIGURATION_FILE, WEIGHTS_FILE
 from dpmepf.synthesize.pictures import CURVE_FILE, PREVIEW_FILE
 from dpmepf.synthesize.report import REPORT_FILE

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from dpmepf.shared.output_file import replacing
 from dpmepf.shared.precision import autocast
-from dpmepf.synthesize.checkpoint import replacing
 from dpmepf.synthesize.generator import Generator
 
 PREVIEW_FILE = "preview.png"

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpmepf.artifacts.ledger import ONE_IMAGE
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.synthesize.checkpoint import replacing
+from dpmepf.shared.output_file import replacing
 from dpmepf.synthesize.pictures import CURVE_FILE, MOST_LABELLED_ROWS, PREVIEW_FILE
 
 REPORT_FILE = "report.html"

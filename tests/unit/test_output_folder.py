@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from dpmepf.shared.errors import UsageError
-from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, replacing
+from dpmepf.shared.output_file import replacing
+from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE
 from dpmepf.synthesize.output_folder import MARKER_FILE, RUN_FILE, OutputFolder
 
 
