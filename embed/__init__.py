@@ -12,7 +12,8 @@
     fingerprint     run_fingerprint: whether two runs see the same images
     expectation     noise_to_signal, noise_per_feature, noise_per_count
     listing         what cannot be used of the data, for their owner
-    options         what the command's options ask for
+    request         ReleaseRequest
+    run             make_release: from a request to an artifact in its file
     outcome         what is said of a release that was broken off
     display         what the command shows
     command         main (dpmepf-embed)

@@ -7,24 +7,14 @@ artifact holds a count, a file name or a value of the data.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import click
 
-from dpmepf.artifacts.hdf5_file import write_artifact
-from dpmepf.artifacts.ledger import UNNAMED
-from dpmepf.artifacts.register import files_of
+from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
-from dpmepf.artifacts.signature import (
-    check_signature_target,
-    load_signing_key,
-    remove_old_signature,
-    sign_file,
-    signature_file,
-)
 from dpmepf.artifacts.tables import weakness
-from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.display import (
     announce,
     embedding_progress,
@@ -37,22 +27,18 @@ from dpmepf.embed.display import (
 )
 from dpmepf.embed.distributed import Processes, joined
 from dpmepf.embed.listing import write_list_of_unusable
-from dpmepf.embed.options import budget_of, check_usage, declared_classes, register_of, unit_of_privacy
-from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
-from dpmepf.embed.persons import persons_from_folders, persons_from_list
-from dpmepf.embed.pipeline import EmbedSettings, embed_images, embed_share, plan
+from dpmepf.embed.pipeline import plan
+from dpmepf.embed.request import ReleaseRequest, open_private
+from dpmepf.embed.run import ReleaseCallbacks, described, make_release
 from dpmepf.shared.allocator import keep_freed_memory
+from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import NamedPath, reports_errors, with_version
-from dpmepf.shared.devices import choose_device
 from dpmepf.shared.encoders import BUILTIN
 from dpmepf.shared.errors import UsageError
-from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map, describe_feature_map
+from dpmepf.shared.feature_map import DEFAULT, PRESETS, build_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS
-from dpmepf.shared.image_sources import ImageSource, open_images
 from dpmepf.shared.processes import SpeakingOnce
-from dpmepf.shared.schema import ImageSchema, infer_schema
-
-ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # by --dry-run, which opens no image
+from dpmepf.shared.schema import ImageSchema
 
 
 @click.command(cls=SpeakingOnce, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -252,133 +238,105 @@ def main(
     The artifact is the only thing that may leave: dpmepf-audit checks it, dpmepf-synth makes images from it.
     """
     processes = Processes.of_torchrun()
-    releases = processes is None or processes.first
     if processes is not None and (dry_run or list_unreadable is not None):
         raise UsageError("--dry-run and --list-unreadable are for one process: start them without torchrun")
-    declared = None if classes is None else declared_classes(classes)
+    declared = None if classes is None else _declared_classes(classes)
     if list_unreadable is not None:
-        write_list_of_unusable(lambda: _open(data, declared, split), list_unreadable, workers=workers)
+        write_list_of_unusable(lambda: open_private(data, declared, split), list_unreadable, workers=workers)
         note(f"{list_unreadable} lists what cannot be used of the data; it is private. Nothing was released.")
         return
     if epsilon is None:
         raise UsageError("--eps is missing: name the privacy loss epsilon of this release, as --eps 2")
-    unit = unit_of_privacy(unit_list, unit_from_folder)
-    settings = EmbedSettings(
+    if dry_run != (records is not None):
+        raise UsageError(
+            "--dry-run and --records belong together: --dry-run --records 60000 --classes 10 shows the noise to expect"
+        )
+    request = ReleaseRequest(
+        data=data,
         epsilon=epsilon,
         delta=delta,
         relation=NeighbouringRelation(relation),
-        unit_of_privacy=unit,
+        unit_list=unit_list,
+        unit_from_folder=unit_from_folder,
+        resolution=resolution,
+        channels=channels,
+        classes=declared,
+        strict=strict,
+        split=split,
+        dataset_name=dataset_name,
+        register=register_file,
+        budget_epsilon=budget_eps,
+        budget_delta=budget_delta,
+        sign_key=sign_key,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        features=preset,
+        output=output,
+        force=force,
+        checkpoint=checkpoint_file,
+        device=device,
         batch_size=batch_size,
         workers=workers,
-        device=str(choose_device(device) if processes is None else processes.device(device)),
         skip_unreadable=skip_unreadable,
-        dataset_name=UNNAMED if dataset_name is None else dataset_name,
-        register=register_of(dataset_name, register_file, budget_eps) if releases else None,
-        budget=budget_of(budget_eps, budget_delta, delta, relation, unit) if releases else None,
     )
+    if records is not None:
+        _dry_run(request, records, as_json)
+        return
+
+    def on_release(artifact: Artifact, register: Register | None) -> None:
+        if register is not None:
+            show_account(register.path, register.read().accounts[artifact.ledger.dataset_name])
+        show_release(artifact, output, as_json, weights=encoder_weights)
+
+    keep_freed_memory()
+    make_release(
+        request,
+        processes=processes,
+        callbacks=ReleaseCallbacks(
+            say=note,
+            warn=warn,
+            warn_from_any_process=warn_from_any_process,
+            on_schema=announce,
+            progress=embedding_progress,
+            on_release=on_release,
+            ask_passphrase=_ask_passphrase,
+        ),
+    )
+
+
+def _dry_run(request: ReleaseRequest, records: int, as_json: bool) -> None:
+    """Show the noise that the release would have, of about so many records; no image is read."""
+    settings = request.settings()
     if weak := weakness(settings.epsilon, settings.delta):
         warn(weak)
-    if releases:
-        check_usage(output, settings.register, force=force, dry_run=dry_run, records=records)
-    checkpoint = None
-    if checkpoint_file is not None and not dry_run:
-        register = [] if settings.register is None else files_of(settings.register.path)
-        taken = [output, signature_file(output), *register]
-        checkpoint = place_checkpoint(
-            checkpoint_file, processes, data=data, taken=taken, say=note, warn=warn_from_any_process
-        )
-    signing_key = None
-    if sign_key is not None and releases and not dry_run:
-        check_signature_target(output, force=force)
-        signing_key = load_signing_key(sign_key, ask_passphrase=_ask_passphrase)
-    # The encoder is checked before the data: until the schema is known at the largest size, which most can take.
-    description = describe_feature_map(
-        preset=preset,
-        encoder=encoder,
-        resolution=resolution or (ASSUMED_RESOLUTION if dry_run else max(SUPPORTED_RESOLUTIONS)),
-        channels=channels or ASSUMED_CHANNELS,
-        weights_file=encoder_weights,
+    description = described(request, say=note)
+    if request.data is None and request.classes is None:
+        raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
+    names = request.classes or open_private(request.data, None, request.split).classes
+    assumed = [name for name in ("resolution", "channels") if getattr(request, name) is None]
+    schema = ImageSchema(
+        classes=tuple(names), resolution=description.resolution, channels=description.channels, inferred=()
     )
-    if preset == "dp-mepf" and encoder != "vgg19":
-        note("--features dp-mepf is the paper's feature map with --encoder vgg19 alone, not with this one.")
-    if dry_run and records is not None:
-        if data is None and declared is None:
-            raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
-        names = declared or _open(data, None, split).classes
-        assumed = [name for name, value in (("resolution", resolution), ("channels", channels)) if value is None]
-        schema = ImageSchema(
-            classes=names, resolution=description.resolution, channels=description.channels, inferred=()
-        )
-        feature_map = build_feature_map(description, weights_file=encoder_weights)
-        show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
-        return
-    with telling_where_to_look():
-        source = _open(data, declared, split)
-    persons = None
-    if unit_list is not None:
-        persons = persons_from_list(source, unit_list)
-    elif unit_from_folder:
-        persons = persons_from_folders(source)
-    keep_freed_memory()
-    stage = Stage(output, settings.register, checkpoint)
-    with stopping_plainly(stage):
-        schema = infer_schema(source, resolution=resolution, channels=channels, strict=strict, workers=workers)
-        description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
-        feature_map = build_feature_map(description, weights_file=encoder_weights, device=settings.device)
-        plan(schema, feature_map, settings)
-        if processes is not None and not processes.first:
-            embed_share(
-                source,
-                schema=schema,
-                feature_map=feature_map,
-                settings=settings,
-                persons=persons,
-                processes=processes,
-                checkpoint=checkpoint,
-            )
-            if checkpoint is not None and (left := checkpoint.delete()):
-                warn_from_any_process(left)
-            return
-        announce(source, schema)
-        images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
-        with embedding_progress(images, len(schema.classes) * (feature_map.dimension + 1)) as (
-            on_images,
-            on_noise,
-        ):
-            stage.artifact = artifact = embed_images(
-                source,
-                schema=schema,
-                feature_map=feature_map,
-                settings=settings,
-                persons=persons,
-                processes=processes,
-                checkpoint=checkpoint,
-                on_images=on_images,
-                on_charge=stage.charge,
-                on_noise=on_noise,
-            )
-        write_artifact(output, artifact, force=force)
-        if signing_key is not None:
-            sign_file(output, signing_key, force=force)
-        elif force:
-            remove_old_signature(output)
-        if checkpoint is not None and (left := checkpoint.delete()):
-            warn(left)
-        if settings.register is None:
-            warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
-        else:
-            show_account(settings.register.path, settings.register.read().accounts[settings.dataset_name])
-        if skip_unreadable:  # the same words whether there were any: that is private
-            warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
-        show_release(artifact, output, as_json, weights=encoder_weights)
+    feature_map = build_feature_map(description, weights_file=request.encoder_weights)
+    show_dry_run(plan(schema, feature_map, settings), description, assumed, records, as_json)
+
+
+def _declared_classes(text: str) -> tuple[str, ...]:
+    """The class names of `--classes`: the text itself says them, or @FILE, one a line."""
+    if not text.startswith("@"):
+        return parse_classes(text)
+    file = Path(text[1:])
+    if not file.exists():
+        raise UsageError(f"--classes {text} names a file that does not exist: give one class name a line")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(
+            f"--classes {text} names a file that cannot be read as text: give one class name a line"
+        ) from None
+    return check_class_names([line.strip() for line in lines if line.strip()])
 
 
 def _ask_passphrase() -> str:
     passphrase: str = click.prompt("Passphrase of the signing key", hide_input=True, err=True)
     return passphrase
-
-
-def _open(data: Path | None, classes: tuple[str, ...] | None, split: str | None) -> ImageSource:
-    if data is None:
-        raise UsageError("--data is missing: name the folder or file with the private images")
-    return open_images(data, classes=classes, split=split, tables_refused=True)

@@ -129,12 +129,12 @@ def raising(error: BaseException) -> Action:
 def stages(action: Action) -> dict[str, Action]:
     """What plants `action` at each stage of a run, in the order in which they come."""
     from dpmepf.artifacts import atomic_file, register
-    from dpmepf.embed import command, noise, pipeline
+    from dpmepf.embed import noise, pipeline, request, run
     from dpmepf.embed import release as release_module
     from dpmepf.embed.summing import ClassSums
 
     return {
-        "before the data are opened": lambda: before(command, "open_images", action),
+        "before the data are opened": lambda: before(request, "open_images", action),
         "before the first image": lambda: before(pipeline, "sum_images", action),
         "while embedding": lambda: after(ClassSums, "add", action),
         "after the sums": lambda: after(ClassSums, "take", action),
@@ -144,29 +144,29 @@ def stages(action: Action) -> dict[str, Action]:
         "after the charge": lambda: after(register.Register, "charge", action),
         "while the noise is drawn": lambda: after(noise, "_noisy_chunk", action),
         "between noise and writing": lambda: after(release_module, "add_discrete_gaussian_noise", action),
-        "before the artifact is written": lambda: before(command, "write_artifact", action),
+        "before the artifact is written": lambda: before(run, "write_artifact", action),
         "between writing and naming": lambda: while_the_artifact_is_written(
             lambda: after(atomic_file.os, "fsync", action)
         ),
         "after naming": lambda: while_the_artifact_is_written(lambda: before(atomic_file, "_flush_folder", action)),
-        "after everything": lambda: after(command, "write_artifact", action),
+        "after everything": lambda: after(run, "write_artifact", action),
     }
 
 
 def keep_often() -> None:
     """Keep sums after every batch."""
-    from dpmepf.embed import command
+    from dpmepf.embed import run
 
     def often(kept: Any) -> None:
         kept.interval_seconds, kept.largest_share = 0.0, math.inf
 
-    after(command, "place_checkpoint", often)
+    after(run, "place_checkpoint", often)
 
 
 def keeping_stages(action: Action) -> dict[str, Action]:
     """What plants `action` where sums are kept, which then happens after every batch."""
     from dpmepf.artifacts import atomic_file
-    from dpmepf.embed import checkpoint, command
+    from dpmepf.embed import checkpoint, run
 
     def planted(plant: Action) -> Action:
         return lambda: (keep_often(), plant())
@@ -179,8 +179,8 @@ def keeping_stages(action: Action) -> dict[str, Action]:
         "between naming the sums and giving them their name": planted(
             lambda: before(checkpoint, "write_atomically", lambda: before(atomic_file.Path, "replace", action))
         ),
-        "with sums kept, before the artifact is written": planted(lambda: before(command, "write_artifact", action)),
-        "with sums kept, after the artifact is written": planted(lambda: after(command, "write_artifact", action)),
+        "with sums kept, before the artifact is written": planted(lambda: before(run, "write_artifact", action)),
+        "with sums kept, after the artifact is written": planted(lambda: after(run, "write_artifact", action)),
     }
 
 
@@ -189,7 +189,7 @@ def failures() -> dict[str, Action]:
     import opendp.prelude as dp
 
     from dpmepf.artifacts import atomic_file
-    from dpmepf.embed import checkpoint, command
+    from dpmepf.embed import checkpoint, request
     from dpmepf.embed.summing import ClassSums
 
     def cannot_be_kept() -> None:
@@ -220,7 +220,7 @@ def failures() -> dict[str, Action]:
         raise RuntimeError(f"unexpected {seen[0].location(0)} among {len(seen[0])}: {features.sum()}")
 
     def defect_while_summing() -> None:
-        after(command, "open_images", lambda source: seen.append(source))
+        after(request, "open_images", lambda source: seen.append(source))
         ClassSums.add = defective  # type: ignore[method-assign]
 
     def no_entropy(*_: object, **__: object) -> Any:
@@ -242,8 +242,8 @@ def failures() -> dict[str, Action]:
 def leaks() -> dict[str, Action]:
     """Planted leaks, all of which the scan has to find."""
     from dpmepf.artifacts import hdf5_file
-    from dpmepf.embed import command
     from dpmepf.embed import release as release_module
+    from dpmepf.embed import request
     from dpmepf.embed.summing import ClassSums
 
     def say(text: object) -> None:
@@ -265,7 +265,7 @@ def leaks() -> dict[str, Action]:
 
     def hidden_in_slack() -> None:
         real, seen = hdf5_file.write_atomically, []
-        after(command, "open_images", lambda source: seen.append(len(source)))
+        after(request, "open_images", lambda source: seen.append(len(source)))
 
         def write(path: Path, content: Any, **options: Any) -> None:
             real(path, bytes(content) + seen[0].to_bytes(8, "little"), **options)
@@ -273,9 +273,9 @@ def leaks() -> dict[str, Action]:
         hdf5_file.write_atomically = write
 
     return {
-        "a name on stderr": lambda: after(command, "open_images", lambda source: say(source.location(0))),
+        "a name on stderr": lambda: after(request, "open_images", lambda source: say(source.location(0))),
         "the number of records on stderr": lambda: after(
-            command, "open_images", lambda source: say(f"{len(source)} images")
+            request, "open_images", lambda source: say(f"{len(source)} images")
         ),
         "sums in a temporary file": lambda: after(ClassSums, "take", keep),
         "features without noise": noise_without(slice(0, 20_000)),

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dpmepf.embed import command
+from dpmepf.embed import run as run_module
 from dpmepf.shared import output_file
 
 SECRET = "patient-4711"
@@ -172,7 +173,7 @@ def test_what_we_did_not_foresee_does_not_quote_private_values(
         raise error
 
     monkeypatch.delenv("DPMEPF_DEBUG", raising=False)
-    monkeypatch.setattr(command, "embed_images", defective)
+    monkeypatch.setattr(run_module, "embed_images", defective)
     result = run(tmp_path / "a.h5", "--data", data)
     assert_refused(result, 1, beside=tmp_path, keeps={"data"})
     assert type(error).__name__ in result.stderr

@@ -1172,16 +1172,16 @@ MUTANTS = [
     # From the custodian's words to the core
     _mutant(
         "a list of persons is read and not used: each image is clipped by itself",
-        "embed/command.py",
-        "persons = persons_from_list(source, unit_list)",
-        "persons = persons_from_list(source, unit_list) * 0 + range(len(source))",
+        "embed/run.py",
+        "return persons_from_list(source, request.unit_list)",
+        "return persons_from_list(source, request.unit_list) * 0 + range(len(source))",
         f"{EMBED_COMMAND}::test_folders_or_a_list_of_persons_make_a_release_for_persons",
     ),
     _mutant(
         "folders of persons are read and not used",
-        "embed/command.py",
-        "persons = persons_from_folders(source)",
-        "persons = persons_from_folders(source) * 0 + range(len(source))",
+        "embed/run.py",
+        "return persons_from_folders(source) if",
+        "return np.arange(len(source)) if",
         f"{EMBED_COMMAND}::test_folders_or_a_list_of_persons_make_a_release_for_persons",
     ),
     _mutant(
@@ -1193,9 +1193,9 @@ MUTANTS = [
     ),
     _mutant(
         "the budget's relation is not the one that was asked for",
-        "embed/options.py",
-        "relation_kept = NeighbouringRelation(relation)",
-        "relation_kept = NeighbouringRelation.ADD_OR_REMOVE_ONE",
+        "embed/request.py",
+        "else self.budget_delta,\n            relation=self.relation,",
+        "else self.budget_delta,\n            relation=NeighbouringRelation.ADD_OR_REMOVE_ONE,",
         f"{EMBED_COMMAND}::test_the_budget_is_kept_as_it_was_given",
     ),
     _mutant(

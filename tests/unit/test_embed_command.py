@@ -23,8 +23,9 @@ from dpmepf.artifacts.ledger import ONE_IMAGE
 from dpmepf.artifacts.register import Register, default_register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.artifacts.signature import signature_file, verify_file
-from dpmepf.embed import command, pipeline
+from dpmepf.embed import command, pipeline, request
 from dpmepf.embed import release as release_module
+from dpmepf.embed import run as run_module
 from dpmepf.embed.noise import NoiseError
 from dpmepf.embed.summing import ClassSums, ExactSums
 
@@ -208,8 +209,8 @@ def test_a_dry_run_shows_the_noise_and_reads_no_image(
     def no_image(*_: object, **__: object) -> None:
         raise AssertionError("an image was read")
 
-    monkeypatch.setattr(command, "infer_schema", no_image)
-    monkeypatch.setattr(command, "embed_images", no_image)
+    monkeypatch.setattr(run_module, "infer_schema", no_image)
+    monkeypatch.setattr(run_module, "embed_images", no_image)
     monkeypatch.chdir(tmp_path)
     result = run("--data", data, "--dry-run", "--records", 60000, "--json")
     assert result.exit_code == 0, result.stderr
@@ -325,7 +326,7 @@ def test_ctrl_c_writes_nothing_and_says_so(data: Path, tmp_path: Path, monkeypat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "embed_images", interrupted)
+    monkeypatch.setattr(run_module, "embed_images", interrupted)
     result = run("--data", data, "--output", tmp_path / "artifact.h5")
     assert result.exit_code == 130
     assert "nothing was released and nothing was written" in result.stderr
@@ -450,7 +451,7 @@ def test_a_signing_key_signs_and_a_wrong_one_is_noticed_before_the_data_are_open
     def no_data(*_: object, **__: object) -> None:
         raise AssertionError("the data were opened")
 
-    monkeypatch.setattr(command, "open_images", no_data)
+    monkeypatch.setattr(request, "open_images", no_data)
     private.write_text("no key")
     wrong = run("--data", data, "--sign-key", private, "--output", tmp_path / "other.h5")
     assert (wrong.exit_code, "holds no Ed25519 private key" in wrong.stderr) == (2, True)
@@ -466,7 +467,7 @@ def test_a_signature_that_cannot_be_written_does_not_hide_that_the_release_was_m
     def disk_full(*_: object, **__: object) -> None:
         raise ArtifactWriteError("the disk is full, and nothing was left behind")
 
-    monkeypatch.setattr(command, "sign_file", disk_full)
+    monkeypatch.setattr(run_module, "sign_file", disk_full)
     result = run("--data", data, "--sign-key", private, "--output", output)
     assert result.exit_code == 1
     assert "nothing was left behind; " in result.stderr
