@@ -163,15 +163,7 @@ def read_layout(
             + (", but found an .npz file: name that itself" if any(name.endswith(".npz") for name in files) else "")
         )
     if tables_refused and declared is None:
-        tables = [name for name in files if _may_hold_labels(name)]
-        of_tables = {name[len(prefix) :].partition("/")[0] for name in tables if name.startswith(prefix)}
-        of_images = {name[len(prefix) :].partition("/")[0] for name in images}
-        if tables and len(set(tops) - (of_tables - of_images)) < 2:
-            raise AmbiguousLayoutError(
-                "the data hold one class and a table, whose labels are not read: put every image into the folder of "
-                "its class, or make an .npz of images x and labels y; if there is one class, declare it with --classes"
-                + ("" if tops else f" {UNLABELLED}")
-            )
+        _refuse_table_of_one_class(files, images, prefix, tops)
     if at_top:
         return Layout(
             files=tuple(images),
@@ -185,6 +177,19 @@ def read_layout(
     return Layout(
         files=tuple(images), entered=prefix, class_folders=tuple(tops), folder_numbers=numbers, split=found_split
     )
+
+
+def _refuse_table_of_one_class(files: tuple[str, ...], images: list[str], prefix: str, tops: list[str]) -> None:
+    """Refuse images of one class with what may be a table of labels; `prefix` is above the class folders `tops`."""
+    tables = [name for name in files if _may_hold_labels(name)]
+    of_tables = {name[len(prefix) :].partition("/")[0] for name in tables if name.startswith(prefix)}
+    of_images = {name[len(prefix) :].partition("/")[0] for name in images}
+    if tables and len(set(tops) - (of_tables - of_images)) < 2:
+        raise AmbiguousLayoutError(
+            "the data hold one class and a table, whose labels are not read: put every image into the folder of its "
+            "class, or make an .npz of images x and labels y; if there is one class, declare it with --classes"
+            + ("" if tops else f" {UNLABELLED}")
+        )
 
 
 def is_image(name: str) -> bool:
