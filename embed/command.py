@@ -30,7 +30,6 @@ from dpmepf.embed.listing import write_list_of_unusable
 from dpmepf.embed.pipeline import plan
 from dpmepf.embed.request import ReleaseRequest, open_private
 from dpmepf.embed.run import ReleaseCallbacks, described, make_release
-from dpmepf.shared.allocator import keep_freed_memory
 from dpmepf.shared.class_names import check_class_names, parse_classes
 from dpmepf.shared.console import NamedPath, reports_errors, with_version
 from dpmepf.shared.encoders import BUILTIN
@@ -288,7 +287,6 @@ def main(
             show_account(register.path, register.read().accounts[artifact.ledger.dataset_name])
         show_release(artifact, output, as_json, weights=encoder_weights)
 
-    keep_freed_memory()
     make_release(
         request,
         processes=processes,

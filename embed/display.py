@@ -25,8 +25,7 @@ from dpmepf.artifacts.ledger import ONE_PERSON, Ledger
 from dpmepf.embed.expectation import noise_per_count, noise_per_feature, noise_to_signal
 from dpmepf.shared.console import console, progress_bar
 from dpmepf.shared.feature_map_description import FeatureMapDescription
-from dpmepf.shared.image_decoding import EXTENSIONS
-from dpmepf.shared.image_source_types import EncodedImageSource, ImageSource
+from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.schema import ImageSchema
 
 CLASSES_SHOWN = 12
@@ -70,14 +69,6 @@ def announce(source: ImageSource, schema: ImageSchema) -> None:
         Text(f"{source.kind}{part}: {count} ({shown}), {schema.resolution}×{schema.resolution} {colour}"),
         soft_wrap=True,
     )
-    if isinstance(source, EncodedImageSource) and source.levels_above is not None:
-        endings = ", ".join(sorted(EXTENSIONS))
-        note(f"images are the files that end in {endings}; others, and hidden ones, are passed over.")
-    if schema.inferred:
-        warn(
-            f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
-            "(--strict insists)"
-        )
 
 
 def note(sentence: str) -> None:

@@ -6,28 +6,29 @@ what follows it.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.ledger import Ledger
 from dpmepf.artifacts.register import Register
 from dpmepf.embed.checkpoint import Checkpoint
-from dpmepf.embed.display import warn
-from dpmepf.shared.errors import DpmepfError, UsageError
+from dpmepf.shared.errors import DpmepfError, UsageError, without_details
 from dpmepf.shared.image_errors import LocatedError
 from dpmepf.shared.processes import StoppedByLauncherError
 
+E = TypeVar("E", bound=BaseException)
 
-class InterruptedEmbeddingError(DpmepfError):
-    """Ctrl-C."""
 
-    exit_code = 130
+class InterruptedReleaseError(KeyboardInterrupt):
+    """Ctrl-C, and what became of the release. Nothing on the way may take it for an error, and go on."""
 
 
 class StoppedReleaseError(DpmepfError):
@@ -78,17 +79,21 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
     except StoppedByLauncherError as error:
         raise _stopped(str(error), stage, StoppedReleaseError) from None
     except KeyboardInterrupt:
-        raise _stopped("interrupted", stage, InterruptedEmbeddingError) from None
+        raise _stopped("interrupted", stage, InterruptedReleaseError) from None
     except LocatedError as error:
         raise _with_the_way_to_it(error) from None
     except DpmepfError as error:
         if stage.artifact is None and not stage.charged():
             raise
         raise _stopped(str(error), stage, StoppedReleaseError) from None
-    except Exception:
-        if stage.artifact is not None or stage.charged():
-            warn(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
-        raise
+    except Exception as error:
+        if stage.artifact is None and not stage.charged():
+            raise
+        stopped = _stopped(without_details(error), stage, StoppedReleaseError)
+        if os.environ.get("DPMEPF_DEBUG"):
+            error.add_note(str(stopped))
+            raise
+        raise stopped from None
 
 
 @contextmanager
@@ -105,7 +110,7 @@ def _with_the_way_to_it(error: LocatedError) -> DpmepfError:
     return kind(f"{error} (--list-unreadable FILE writes down which it is)")
 
 
-def _stopped(reason: str, stage: Stage, error: type[DpmepfError]) -> DpmepfError:
+def _stopped(reason: str, stage: Stage, error: type[E]) -> E:
     with _no_further_signal():
         return error(_what_became_of_it(reason, stage))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from dpmepf.artifacts.accounts import Budget
 from dpmepf.artifacts.atomic_file import check_writable_target
@@ -22,6 +25,38 @@ from dpmepf.shared.feature_map import DEFAULT
 from dpmepf.shared.image_source_types import ImageSource
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.output_file import ARTIFACT, require_kind, require_writable_folder
+
+
+def _path(value: str | Path) -> Path:
+    if not str(value):
+        raise ValueError("empty, as a variable that is not set")
+    return Path(value)
+
+
+_NUMBER = (numbers.Real, float, "a number")
+_COUNT = (numbers.Integral, int, "a whole number")
+_TEXT = (str, str, "text")
+_SWITCH = (bool, bool, "True or False")
+_PATH = ((str, Path), _path, "a path")
+_FIELDS: dict[str, tuple[Any, Callable[[Any], object], str]] = {
+    **dict.fromkeys(("epsilon", "delta", "budget_epsilon", "budget_delta"), _NUMBER),
+    **dict.fromkeys(("resolution", "channels", "batch_size", "workers"), _COUNT),
+    **dict.fromkeys(("split", "dataset_name", "encoder", "features", "device"), _TEXT),
+    **dict.fromkeys(("unit_from_folder", "strict", "force", "skip_unreadable"), _SWITCH),
+    **dict.fromkeys(("data", "unit_list", "register", "sign_key", "encoder_weights", "output", "checkpoint"), _PATH),
+    "relation": (str, NeighbouringRelation, f"one of {', '.join(NeighbouringRelation)}"),
+    "classes": ((list, tuple), check_class_names, "a list of names"),
+}
+"""Of each field of a request: types that it may have, what makes of them the one that it has, what to say of others."""
+
+
+def _taken(name: str, value: object) -> object:
+    """The value of a field as it is used from here on: a call from Python may pass anything."""
+    allowed, converted, described = _FIELDS[name]
+    if isinstance(value, allowed) and isinstance(value, bool) == (allowed is bool):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            return converted(value)
+    raise UsageError(f"{name} is {value!a}, but has to be {described}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +90,7 @@ class ReleaseRequest:
         skip_unreadable: leave out images that cannot be decoded, instead of stopping.
     """
 
-    data: Path | None
+    data: Path | None = None
     epsilon: float
     delta: float = 1e-6
     relation: NeighbouringRelation = NeighbouringRelation.ADD_OR_REMOVE_ONE
@@ -83,10 +118,12 @@ class ReleaseRequest:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _taken(field.name, value))
         if self.unit_list is not None and self.unit_from_folder:
             raise UsageError("--unit and --unit-from-folder both say whose image each image is: choose one")
-        if self.classes is not None:
-            check_class_names(list(self.classes))
 
     @property
     def unit_of_privacy(self) -> str:
@@ -97,7 +134,7 @@ class ReleaseRequest:
         """Those of the embedding; the register is the business of the first of several `processes`."""
         releases = processes is None or processes.first
         return EmbedSettings(
-            epsilon=float(self.epsilon),
+            epsilon=self.epsilon,
             delta=self.delta,
             relation=self.relation,
             unit_of_privacy=self.unit_of_privacy,
@@ -127,7 +164,7 @@ class ReleaseRequest:
                 raise UsageError("--budget-delta belongs to --budget-eps: give both, or neither if the budget is set")
             return None
         return Budget(
-            epsilon=float(self.budget_epsilon),
+            epsilon=self.budget_epsilon,
             delta=self.delta if self.budget_delta is None else self.budget_delta,
             relation=self.relation,
             unit_of_privacy=self.unit_of_privacy,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageFile
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import write_artifact
@@ -29,10 +32,12 @@ from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import embed_images, embed_share, plan
 from dpmepf.embed.request import ReleaseRequest, check_output
-from dpmepf.shared.errors import UsageError
+from dpmepf.shared.allocator import keep_freed_memory
+from dpmepf.shared.errors import DpmepfError, UsageError, without_details
 from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription
-from dpmepf.shared.image_source_types import ImageSource
+from dpmepf.shared.image_decoding import EXTENSIONS
+from dpmepf.shared.image_source_types import EncodedImageSource, ImageSource
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # of images that nobody has looked at
@@ -73,6 +78,10 @@ class ReleaseCallbacks:
     ask_passphrase: Callable[[], str] = _no_passphrase
 
 
+class WithheldError(DpmepfError):
+    """An error whose own text may quote a private value or name; the sentence says where it came up."""
+
+
 def make_release(
     request: ReleaseRequest,
     *,
@@ -81,17 +90,46 @@ def make_release(
 ) -> Artifact | None:
     """Embed the images that `request` names, release their class sums once, and write the artifact.
 
-    Each call that gets as far as the noise spends ε anew. Nothing that it says holds a count, a file name or a value of
-    the data, except to `ReleaseCallbacks.progress`.
+    Each call that gets as far as the noise spends ε anew. Nothing that it says or raises holds a count, a file name or
+    a value of the data, except to `ReleaseCallbacks.progress`; with DPMEPF_DEBUG=1 in the environment errors that
+    nobody foresaw, also those of callbacks, come through as they are.
 
     Args:
-        processes: those that work on it together, all with the same request; None: this one alone.
+        processes: those that work on it together, joined (`distributed.joined`), all with the same request; None: this
+            one alone.
     Returns: the artifact, or None in all processes but the first.
     Raises:
         DpmepfError: what cannot be used or met, and after which nothing was released unless it says so.
-        InterruptedEmbeddingError: Ctrl-C; it says what became of the release.
+        KeyboardInterrupt: Ctrl-C; it says what became of the release.
     """
-    tell = ReleaseCallbacks() if callbacks is None else callbacks
+    _require_one_call(processes)
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which takes half an image for a whole: unset it")
+    try:
+        return _make_release(request, processes, ReleaseCallbacks() if callbacks is None else callbacks)
+    except DpmepfError:
+        raise
+    except Exception as error:
+        if os.environ.get("DPMEPF_DEBUG"):
+            raise
+        raise WithheldError(without_details(error)) from None
+
+
+def _require_one_call(processes: Processes | None) -> None:
+    """Refuse a call that others make, too, each of which would be a release of its own."""
+    if processes is None and Processes.of_torchrun() is not None:
+        raise UsageError(
+            "torchrun started several processes, each of which would make a release of its own: start dpmepf-embed "
+            "with torchrun, or this program without"
+        )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
+        raise UsageError(
+            "this program is being imported by a process that decodes images for it, and would make the release again: "
+            'call make_release below if __name__ == "__main__"'
+        )
+
+
+def _make_release(request: ReleaseRequest, processes: Processes | None, tell: ReleaseCallbacks) -> Artifact | None:
     first = processes is None or processes.first
     settings = request.settings(processes)
     if weak := weakness(settings.epsilon, settings.delta):
@@ -108,6 +146,7 @@ def make_release(
     with telling_where_to_look():
         source = request.open()
     persons = persons_of(request, source)
+    keep_freed_memory()
     stage = Stage(request.output, settings.register, checkpoint)
     with stopping_plainly(stage):
         schema = infer_schema(
@@ -134,6 +173,14 @@ def make_release(
                 tell.warn_from_any_process(left)
             return None
         tell.on_schema(source, schema)
+        if isinstance(source, EncodedImageSource) and source.levels_above is not None:
+            endings = ", ".join(sorted(EXTENSIONS))
+            tell.say(f"images are the files that end in {endings}; others, and hidden ones, are passed over.")
+        if schema.inferred:
+            tell.warn(
+                f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
+                "(--strict insists)"
+            )
         images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
         with tell.progress(images, len(schema.classes) * (feature_map.dimension + 1)) as (on_images, on_noise):
             stage.artifact = artifact = embed_images(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -27,22 +25,12 @@ from rich.progress import (
 from rich.text import Text
 
 from dpmepf.shared import __version__
-from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.errors import DISK_ERRORS, DpmepfError, without_details
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 console = Console(stderr=True)
-
-_DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full: free some space or choose another --output",
-    errno.EDQUOT: "the disk quota is used up: free some space or choose another --output",
-    errno.EACCES: "permission was denied: choose a path you may read or write",
-    errno.ENAMETOOLONG: "a file name is too long: choose a shorter one",
-    errno.EPERM: "permission was denied: choose a path you may read or write",
-    errno.EROFS: "the file system is read-only: choose another --output",
-}
-
 
 with_version = click.version_option(__version__, message="%(prog)s %(version)s")
 
@@ -105,12 +93,12 @@ def reports_errors(
                 return function(*args, **kwargs)
             except DpmepfError as error:
                 _fail(str(error), error.exit_code)
-            except KeyboardInterrupt:
-                _fail("interrupted", 130)
+            except KeyboardInterrupt as error:
+                _fail(str(error) or "interrupted", 130)
             except OSError as error:
-                sentence = _DISK_ERRORS.get(error.errno or 0)
+                sentence = DISK_ERRORS.get(error.errno or 0)
                 if private_data:
-                    _fail(sentence or _without_details(error), 1)
+                    _fail(without_details(error), 1)
                 if isinstance(error.filename, str) and not private_names:
                     _fail(f"{error.filename}: {sentence or f'{error.strerror}: choose another path'}", 1)
                 if sentence is None:
@@ -121,20 +109,11 @@ def reports_errors(
             except Exception as error:
                 if not private_data or os.environ.get("DPMEPF_DEBUG"):
                     raise
-                _fail(_without_details(error), 1)
+                _fail(without_details(error), 1)
 
         return wrapper
 
     return decorate
-
-
-def _without_details(error: Exception) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "dpmepf" in f.filename or __package__ in f.name]
-    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return (
-        f"internal error {type(error).__name__}{place}; its details are withheld because they could quote private "
-        "data. On the custodian's machine, DPMEPF_DEBUG=1 shows them"
-    )
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

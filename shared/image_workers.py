@@ -14,9 +14,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from dpmepf.shared.allocator import overwrite_freed_memory
@@ -84,6 +85,7 @@ def map_ranges(
             yield function(source, start, stop)
         return
     abandoned = multiprocessing.RawValue(ctypes.c_bool, False)
+    others = multiprocessing.active_children()  # of whoever called
     executor = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(function, source, give_way, abandoned))
     pending: deque[Future[T]] = deque()
     try:
@@ -99,21 +101,22 @@ def map_ranges(
             "decodes in the main process"
         ) from None
     except KeyboardInterrupt:
-        _kill_workers()
+        _kill_workers(others)
         raise
     finally:
         abandoned.value = True
         try:
             executor.shutdown(wait=True, cancel_futures=True)
         except KeyboardInterrupt:  # an image is too large to wait for, or a network stands still
-            _kill_workers()
+            _kill_workers(others)
             raise
 
 
-def _kill_workers() -> None:
-    """An interrupted executor may wait for its workers for ever."""
+def _kill_workers(others: Sequence[BaseProcess]) -> None:
+    """An interrupted executor may wait for its workers for ever; `others` were there before."""
     for worker in multiprocessing.active_children():
-        worker.kill()
+        if worker not in others:
+            worker.kill()
 
 
 def _start_worker(

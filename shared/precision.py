@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -33,17 +34,26 @@ def autocast(device: str | torch.device) -> torch.autocast:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """On a GPU: float32 itself, not TF32, and the same algorithms every time, none of them chosen by trying."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    with torch.backends.cudnn.flags(  # which switches cuDNN off unless told
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
+    """float32 itself, whatever the caller's program has set: not TF32 or bfloat16, no autocast; and on a GPU the same
+    algorithms every time, none of them chosen by trying.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    products = [torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv]
+    before = [product.fp32_precision for product in products]
+    with (
+        torch.backends.cudnn.flags(  # which switches cuDNN off unless told
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
+        ),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
     ):
-        matmul.fp32_precision = "ieee"
+        for product in products:
+            product.fp32_precision = "ieee"
         try:
             yield
         finally:
-            matmul.fp32_precision = before
+            for product, precision in zip(products, before, strict=True):
+                product.fp32_precision = precision
 
 
 @lru_cache(maxsize=1)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import runpy
+import subprocess
+import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dpmepf.artifacts.artifact import Artifact
 from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register
+from dpmepf.artifacts.relation import NeighbouringRelation
+from dpmepf.embed import request as request_module
+from dpmepf.embed.outcome import StoppedReleaseError
 from dpmepf.embed.request import ReleaseRequest
 from dpmepf.embed.run import ReleaseCallbacks, make_release
-from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.synthesize import classifiers, labelling, training
 from dpmepf.synthesize.settings import PRESETS
 
@@ -84,3 +92,128 @@ def test_an_encrypted_key_without_a_passphrase_is_refused_before_anything_is_spe
     assert not Path("artifact.h5").exists()
     made = make_release(request, callbacks=ReleaseCallbacks(ask_passphrase=lambda: "open sesame"))
     assert made is not None and Path("artifact.h5.sig").is_file()
+
+
+UNGUARDED = """
+import multiprocessing, sys
+from pathlib import Path
+from dpmepf.embed.request import ReleaseRequest
+from dpmepf.embed.run import make_release
+multiprocessing.set_start_method("spawn", force=True)
+budget = {"dataset_name": "pets", "register": sys.argv[1], "budget_epsilon": 50}
+make_release(ReleaseRequest(data="private", epsilon=2, force=True, workers=0, **budget))
+make_release(ReleaseRequest(data="private", epsilon=2, force=True, workers=1, **budget))
+"""
+
+
+def test_a_program_that_its_own_workers_import_releases_once_a_call(tmp_path: Path) -> None:
+    """Planted: no guard against being imported. The first call needs no worker; those of the second would make it."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, "script.py", tmp_path / "book.sqlite"], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode != 0
+    assert 'call make_release below if __name__ == "__main__"' in done.stderr
+    assert len(Register(tmp_path / "book.sqlite").read().accounts["pets"].releases) == 1
+
+
+def test_processes_of_torchrun_do_not_each_make_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="release of its own"):
+        make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+    assert not Path("artifact.h5").exists()
+
+
+def test_half_an_image_is_not_taken_for_a_whole_because_the_program_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES"):
+        make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/x/patient-4711"), ValueError("4711")])
+def test_an_error_that_nobody_foresaw_names_nothing_private(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.delenv("DPMEPF_DEBUG", raising=False)
+    monkeypatch.setattr(request_module, "open_images", fail)
+    with pytest.raises(DpmepfError) as found:
+        make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+    assert "4711" not in "".join(traceback.format_exception(found.value))
+    monkeypatch.setenv("DPMEPF_DEBUG", "1")
+    with pytest.raises(type(error), match="4711"):
+        make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_became_of_the_release_is_in_the_exception(
+    debug: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("of the callback")
+
+    monkeypatch.setenv("DPMEPF_DEBUG", "1" * debug)
+    request = ReleaseRequest(data=Path("private"), epsilon=2, workers=0)
+    with pytest.raises(ValueError if debug else StoppedReleaseError) as found:
+        make_release(request, callbacks=ReleaseCallbacks(on_release=fail))
+    assert "artifact.h5 is complete: the release was made, and counts" in "".join(
+        traceback.format_exception(found.value)
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_ends_a_loop_over_data_sets(tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    calls = 0
+    with pytest.raises(KeyboardInterrupt, match="nothing was released and nothing was written"):
+        for _ in range(2):
+            calls += 1
+            with contextlib.suppress(DpmepfError):
+                make_release(
+                    ReleaseRequest(data=Path("private"), epsilon=2, workers=0),
+                    callbacks=ReleaseCallbacks(on_schema=interrupt),
+                )
+    assert calls == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("epsilon", value) for value in (None, "2", True, [2])),
+        *(("delta", value) for value in ("1e-5", 1j)),
+        *(("classes", value) for value in ("10", {"cat", "dog"}, {"cat": 0}, ["cat", 3])),
+        *(("relation", value) for value in ("replace", 1)),
+        *(("resolution", value) for value in (28.0, "28")),
+        *(("strict", value) for value in ("no", 1)),
+        *(("data", value) for value in ("", 3)),
+        *(("register", ""), ("encoder", 5), ("output", b"a.h5"), ("workers", False)),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{field} is .*, but has to be "):
+        ReleaseRequest(**{"data": Path("private"), "epsilon": 2} | {field: value})
+
+
+def test_fields_of_other_kinds_that_mean_the_same_are_taken() -> None:
+    found = ReleaseRequest(
+        data="private",  # type: ignore[arg-type]
+        epsilon=np.float32(2),  # type: ignore[arg-type]
+        delta=np.float64(1e-6),
+        budget_epsilon=4,
+        relation="replace-one",  # type: ignore[arg-type]
+        resolution=np.int64(28),  # type: ignore[arg-type]
+        classes=["cat", "dog"],
+    )
+    assert found == ReleaseRequest(
+        data=Path("private"),
+        epsilon=2.0,
+        delta=1e-6,
+        budget_epsilon=4.0,
+        relation=NeighbouringRelation.REPLACE_ONE,
+        resolution=28,
+        classes=("cat", "dog"),
+    )
+    assert type(found.delta) is float and type(found.resolution) is int

@@ -28,6 +28,7 @@ from dpmepf.embed import release as release_module
 from dpmepf.embed import run as run_module
 from dpmepf.embed.noise import NoiseError
 from dpmepf.embed.summing import ClassSums, ExactSums
+from dpmepf.shared import image_loading, schema
 
 SECRET = "patient-4711"
 IMAGES = 29  # a number that nothing public has
@@ -209,8 +210,8 @@ def test_a_dry_run_shows_the_noise_and_reads_no_image(
     def no_image(*_: object, **__: object) -> None:
         raise AssertionError("an image was read")
 
-    monkeypatch.setattr(run_module, "infer_schema", no_image)
-    monkeypatch.setattr(run_module, "embed_images", no_image)
+    monkeypatch.setattr(schema, "summarise_headers", no_image)
+    monkeypatch.setattr(image_loading, "prepare_range", no_image)
     monkeypatch.chdir(tmp_path)
     result = run("--data", data, "--dry-run", "--records", 60000, "--json")
     assert result.exit_code == 0, result.stderr

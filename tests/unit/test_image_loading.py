@@ -373,6 +373,20 @@ def _slowly(source, start, stop):
         go_on()
 
 
+def test_an_interruption_ends_no_process_of_whoever_called(tmp_path):
+    other = multiprocessing.Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+    try:
+        iterator = map_ranges(_slowly, make_source(tmp_path, "folder"), [(0, 1), *[(0, 100)] * 20], workers=2)
+        next(iterator)
+        with pytest.raises(KeyboardInterrupt):
+            iterator.throw(KeyboardInterrupt)
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
+
+
 def test_leaving_early_waits_for_no_more_than_an_image_of_each_worker(tmp_path):
     """Of large images a range takes minutes, and several are with the workers already."""
     source = make_source(tmp_path, "folder")

@@ -65,11 +65,28 @@ def test_exact_float32_is_by_cudnn_without_tf32_or_search_and_leaves_no_trace() 
         return (
             *(cudnn.enabled, cudnn.deterministic, cudnn.benchmark),
             *(cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, matmul.fp32_precision),
+            *(torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         )
 
     before = state()
     with pytest.raises(RuntimeError, match="inside"), precision.exact_float32():
         inside = state()
         raise RuntimeError("inside")
-    assert inside == (True, True, False, "ieee", "ieee", "ieee")
+    assert inside == (True, True, False, "ieee", "ieee", "ieee", False, False)
     assert state() == before
+
+
+def test_exact_float32_is_the_same_whatever_the_program_has_set() -> None:
+    random = torch.Generator().manual_seed(0)
+    left, right = torch.randn(64, 500, generator=random), torch.randn(500, 64, generator=random)
+    expected = left @ right
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with precision.exact_float32():
+                assert torch.equal(left @ right, expected)
+            assert (left @ right).dtype == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
