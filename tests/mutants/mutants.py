@@ -31,6 +31,7 @@ HOSTILE = "attacks/test_hostile_artifacts.py"
 MALFORMATION = "test_a_malformation_has_its_own_error_that_names_the_object"
 FORGERIES = "attacks/test_forgeries.py"
 EMBED_COMMAND = "unit/test_embed_command.py"
+FROM_PYTHON = "end_to_end/test_from_python.py"
 MERGE_COMMAND = "end_to_end/test_merge_command.py"
 RELEASED_NOISE = "statistical/test_release_noise.py"
 
@@ -1176,6 +1177,27 @@ MUTANTS = [
         "return persons_from_list(source, request.unit_list)",
         "return persons_from_list(source, request.unit_list) * 0 + range(len(source))",
         f"{EMBED_COMMAND}::test_folders_or_a_list_of_persons_make_a_release_for_persons",
+    ),
+    _mutant(
+        "every process that torchrun started makes a release",
+        "embed/run.py",
+        "if processes is None and Processes.of_torchrun() is not None:",
+        "if False:",
+        f"{FROM_PYTHON}::test_processes_of_torchrun_do_not_each_make_a_release",
+    ),
+    _mutant(
+        "a program makes its release again in every process that imports it",
+        "embed/run.py",
+        'if getattr(multiprocessing.current_process(), "_inheriting", False):',
+        "if False:",
+        f"{FROM_PYTHON}::test_a_program_that_its_own_workers_import_releases_once_a_call",
+    ),
+    _mutant(
+        "an error that nobody foresaw leaves a release with its own words",
+        "embed/run.py",
+        "raise WithheldError(without_details(error)) from None",
+        "raise",
+        f"{FROM_PYTHON}::test_an_error_that_nobody_foresaw_names_nothing_private",
     ),
     _mutant(
         "folders of persons are read and not used",
