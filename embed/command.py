@@ -336,5 +336,8 @@ def _declared_classes(text: str) -> tuple[str, ...]:
 
 
 def _ask_passphrase() -> str:
-    passphrase: str = click.prompt("Passphrase of the signing key", hide_input=True, err=True)
+    try:
+        passphrase: str = click.prompt("Passphrase of the signing key", hide_input=True, err=True)
+    except click.Abort:
+        raise UsageError("the signing key is encrypted, and no passphrase was given: type it when asked") from None
     return passphrase

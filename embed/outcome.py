@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,12 +40,17 @@ class Stage:
     """How far a release has come, for what is said if it goes no further."""
 
     output: Path
+    """As it is called in what is said; `file` is the same, wherever the program goes."""
     register: Register | None = None
     checkpoint: Checkpoint | None = None
     ledger: Ledger | None = None
     """Once it is about to be charged."""
     artifact: Artifact | None = None
     """Once its noise is drawn."""
+    file: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.file = self.output.absolute()
 
     def charge(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -66,7 +71,7 @@ class Stage:
     def released(self) -> bool:
         """Whether the output holds this very release: a signal can come when the file is complete already."""
         try:
-            return self.artifact is not None and read_artifact(self.output).ledger == self.artifact.ledger
+            return self.artifact is not None and read_artifact(self.file).ledger == self.artifact.ledger
         except DpmepfError:
             return False
 
@@ -76,6 +81,8 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
     """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
     try:
         yield
+    except GeneratorExit:
+        raise
     except StoppedByLauncherError as error:
         raise _stopped(str(error), stage, StoppedReleaseError) from None
     except KeyboardInterrupt:
@@ -89,20 +96,14 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
     except Exception as error:
         if stage.artifact is None and not stage.charged():
             raise
-        stopped = _stopped(without_details(error), stage, StoppedReleaseError)
         if os.environ.get("DPMEPF_DEBUG"):
-            error.add_note(str(stopped))
+            error.add_note(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
             raise
-        raise stopped from None
-
-
-@contextmanager
-def telling_where_to_look() -> Iterator[None]:
-    """Say of an error about one place in the data, which no message names, how to find that place."""
-    try:
-        yield
-    except LocatedError as error:
-        raise _with_the_way_to_it(error) from None
+        raise _stopped(without_details(error), stage, StoppedReleaseError) from None
+    except BaseException as error:  # a program's own way to end
+        if stage.artifact is not None or stage.charged():
+            error.add_note(str(_stopped("the release was broken off", stage, StoppedReleaseError)))
+        raise
 
 
 def _with_the_way_to_it(error: LocatedError) -> DpmepfError:

@@ -69,7 +69,12 @@ class EmbedSettings:
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
-        calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses parameters out of range
+        try:
+            calibrate_sigma(self.epsilon, self.delta, sensitivity=1.0)  # refuses parameters out of range
+        except ArithmeticError:
+            raise UsageError(
+                f"epsilon {self.epsilon:g} at delta {self.delta:g} is too small to reckon with: choose a larger one"
+            ) from None
         if self.batch_size < 1:
             raise UsageError(f"the batch size is {self.batch_size}; it must be at least 1")
         if self.workers is not None and self.workers < 0:

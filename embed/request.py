@@ -27,15 +27,24 @@ from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.output_file import ARTIFACT, require_kind, require_writable_folder
 
 
+def _text(value: str) -> str:
+    return str.__str__(value)  # of an enumeration the value, which its own `str` may not be
+
+
 def _path(value: str | Path) -> Path:
-    if not str(value):
-        raise ValueError("empty, as a variable that is not set")
-    return Path(value)
+    text = _text(value) if isinstance(value, str) else str(value)
+    if not text or "\0" in text:
+        raise ValueError("empty, as a variable that is not set, or no path at all")
+    return Path(text)
 
 
-_NUMBER = (numbers.Real, float, "a number")
+def _classes(value: Sequence[str]) -> tuple[str, ...]:
+    return check_class_names([_text(name) for name in value])
+
+
+_NUMBER = (numbers.Real, float, "a finite number")
 _COUNT = (numbers.Integral, int, "a whole number")
-_TEXT = (str, str, "text")
+_TEXT = (str, _text, "text")
 _SWITCH = (bool, bool, "True or False")
 _PATH = ((str, Path), _path, "a path")
 _FIELDS: dict[str, tuple[Any, Callable[[Any], object], str]] = {
@@ -45,7 +54,7 @@ _FIELDS: dict[str, tuple[Any, Callable[[Any], object], str]] = {
     **dict.fromkeys(("unit_from_folder", "strict", "force", "skip_unreadable"), _SWITCH),
     **dict.fromkeys(("data", "unit_list", "register", "sign_key", "encoder_weights", "output", "checkpoint"), _PATH),
     "relation": (str, NeighbouringRelation, f"one of {', '.join(NeighbouringRelation)}"),
-    "classes": ((list, tuple), check_class_names, "a list of names"),
+    "classes": ((list, tuple), _classes, "a list of names"),
 }
 """Of each field of a request: types that it may have, what makes of them the one that it has, what to say of others."""
 
@@ -54,9 +63,10 @@ def _taken(name: str, value: object) -> object:
     """The value of a field as it is used from here on: a call from Python may pass anything."""
     allowed, converted, described = _FIELDS[name]
     if isinstance(value, allowed) and isinstance(value, bool) == (allowed is bool):
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
+        with contextlib.suppress(ValueError, TypeError, ArithmeticError):
             return converted(value)
-    raise UsageError(f"{name} is {value!a}, but has to be {described}")
+    found = f"{value!a}" if isinstance(value, str) and len(value) < 40 else f"of type {type(value).__name__}"
+    raise UsageError(f"{name} is {found}, but has to be {described}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +165,7 @@ class ReleaseRequest:
         """The book that is asked for: anything of it asks for one, and a data set's name is enough."""
         if self.dataset_name is None and self.register is None and self.budget_epsilon is None:
             return None
-        return Register(self.register or default_register())
+        return Register(default_register() if self.register is None else self.register.absolute())
 
     def _budget(self) -> Budget | None:
         """The budget of a new data set, if any; δ is that of the release unless it is named."""

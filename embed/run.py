@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import ImageFile
 
 from dpmepf.artifacts.artifact import Artifact
@@ -28,7 +29,7 @@ from dpmepf.artifacts.tables import weakness
 from dpmepf.embed.checkpoint import Checkpoint
 from dpmepf.embed.checkpoint_place import place_checkpoint
 from dpmepf.embed.distributed import Processes
-from dpmepf.embed.outcome import Stage, stopping_plainly, telling_where_to_look
+from dpmepf.embed.outcome import Stage, stopping_plainly
 from dpmepf.embed.persons import persons_from_folders, persons_from_list
 from dpmepf.embed.pipeline import embed_images, embed_share, plan
 from dpmepf.embed.request import ReleaseRequest, check_output
@@ -103,10 +104,11 @@ def make_release(
         KeyboardInterrupt: Ctrl-C; it says what became of the release.
     """
     _require_one_call(processes)
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which takes half an image for a whole: unset it")
+    _require_usual_settings(request)
+    stage = Stage(request.output)
     try:
-        return _make_release(request, processes, ReleaseCallbacks() if callbacks is None else callbacks)
+        with stopping_plainly(stage):
+            return _make_release(request, processes, ReleaseCallbacks() if callbacks is None else callbacks, stage)
     except DpmepfError:
         raise
     except Exception as error:
@@ -116,11 +118,14 @@ def make_release(
 
 
 def _require_one_call(processes: Processes | None) -> None:
-    """Refuse a call that others make, too, each of which would be a release of its own."""
-    if processes is None and Processes.of_torchrun() is not None:
+    """Refuse a call that is made more than once, each time for a release of its own."""
+    several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    again = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if processes is None and (several or again):
         raise UsageError(
-            "torchrun started several processes, each of which would make a release of its own: start dpmepf-embed "
-            "with torchrun, or this program without"
+            f"this is one of several processes{' that are started anew when they fail' * again}, each of which would "
+            "make a release of its own: start dpmepf-embed with torchrun, without --max-restarts, or this program by "
+            "itself"
         )
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
         raise UsageError(
@@ -129,7 +134,20 @@ def _require_one_call(processes: Processes | None) -> None:
         )
 
 
-def _make_release(request: ReleaseRequest, processes: Processes | None, tell: ReleaseCallbacks) -> Artifact | None:
+def _require_usual_settings(request: ReleaseRequest) -> None:
+    """Refuse what the program has set that would change what is read or released, or cannot work."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which takes half an image for a whole: unset it")
+    if torch.get_default_dtype() != torch.float32:
+        raise UsageError(f"torch's default type is {torch.get_default_dtype()}, and features are float32: set it back")
+    if multiprocessing.current_process().daemon and request.workers != 0:
+        raise UsageError("this process is daemonic and may start no others: decode images in it with workers=0")
+
+
+def _make_release(
+    request: ReleaseRequest, processes: Processes | None, tell: ReleaseCallbacks, stage: Stage
+) -> Artifact | None:
+    """The release itself; `stage` is told how far it has come."""
     first = processes is None or processes.first
     settings = request.settings(processes)
     if weak := weakness(settings.epsilon, settings.delta):
@@ -137,76 +155,74 @@ def _make_release(request: ReleaseRequest, processes: Processes | None, tell: Re
     if first:
         check_output(request, settings.register)
     checkpoint = _checkpoint(request, settings.register, processes, tell)
+    stage.register, stage.checkpoint = settings.register, checkpoint
     signing_key = None
     if request.sign_key is not None and first:
         check_signature_target(request.output, force=request.force)
         signing_key = load_signing_key(request.sign_key, ask_passphrase=tell.ask_passphrase)
     # The encoder is checked before the data: until the schema is known at the largest size, which most can take.
     description = described(request, resolution=max(SUPPORTED_RESOLUTIONS), say=tell.say)
-    with telling_where_to_look():
-        source = request.open()
+    source = request.open()
     persons = persons_of(request, source)
     keep_freed_memory()
-    stage = Stage(request.output, settings.register, checkpoint)
-    with stopping_plainly(stage):
-        schema = infer_schema(
+    schema = infer_schema(
+        source,
+        resolution=request.resolution,
+        channels=request.channels,
+        strict=request.strict,
+        workers=request.workers,
+    )
+    description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
+    feature_map = build_feature_map(description, weights_file=request.encoder_weights, device=settings.device)
+    plan(schema, feature_map, settings)
+    if processes is not None and not processes.first:
+        embed_share(
             source,
-            resolution=request.resolution,
-            channels=request.channels,
-            strict=request.strict,
-            workers=request.workers,
+            schema=schema,
+            feature_map=feature_map,
+            settings=settings,
+            persons=persons,
+            processes=processes,
+            checkpoint=checkpoint,
         )
-        description = dataclasses.replace(description, resolution=schema.resolution, channels=schema.channels)
-        feature_map = build_feature_map(description, weights_file=request.encoder_weights, device=settings.device)
-        plan(schema, feature_map, settings)
-        if processes is not None and not processes.first:
-            embed_share(
-                source,
-                schema=schema,
-                feature_map=feature_map,
-                settings=settings,
-                persons=persons,
-                processes=processes,
-                checkpoint=checkpoint,
-            )
-            if checkpoint is not None and (left := checkpoint.delete()):
-                tell.warn_from_any_process(left)
-            return None
-        tell.on_schema(source, schema)
-        if isinstance(source, EncodedImageSource) and source.levels_above is not None:
-            endings = ", ".join(sorted(EXTENSIONS))
-            tell.say(f"images are the files that end in {endings}; others, and hidden ones, are passed over.")
-        if schema.inferred:
-            tell.warn(
-                f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
-                "(--strict insists)"
-            )
-        images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
-        with tell.progress(images, len(schema.classes) * (feature_map.dimension + 1)) as (on_images, on_noise):
-            stage.artifact = artifact = embed_images(
-                source,
-                schema=schema,
-                feature_map=feature_map,
-                settings=settings,
-                persons=persons,
-                processes=processes,
-                checkpoint=checkpoint,
-                on_images=on_images,
-                on_charge=stage.charge,
-                on_noise=on_noise,
-            )
-        write_artifact(request.output, artifact, force=request.force)
-        if signing_key is not None:
-            sign_file(request.output, signing_key, force=request.force)
-        elif request.force:
-            remove_old_signature(request.output)
         if checkpoint is not None and (left := checkpoint.delete()):
-            tell.warn(left)
-        if settings.register is None:
-            tell.warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
-        if request.skip_unreadable:  # the same words whether there were any: that is private
-            tell.warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
-        tell.on_release(artifact, settings.register)
+            tell.warn_from_any_process(left)
+        return None
+    tell.on_schema(source, schema)
+    if isinstance(source, EncodedImageSource) and source.levels_above is not None:
+        endings = ", ".join(sorted(EXTENSIONS))
+        tell.say(f"images are the files that end in {endings}; others, and hidden ones, are passed over.")
+    if schema.inferred:
+        tell.warn(
+            f"{', '.join(schema.inferred)} inferred from the data and treated as public; declare what must not be "
+            "(--strict insists)"
+        )
+    images = len(source) // (1 if processes is None else processes.count)  # this process's, or nearly so
+    with tell.progress(images, len(schema.classes) * (feature_map.dimension + 1)) as (on_images, on_noise):
+        stage.artifact = artifact = embed_images(
+            source,
+            schema=schema,
+            feature_map=feature_map,
+            settings=settings,
+            persons=persons,
+            processes=processes,
+            checkpoint=checkpoint,
+            on_images=on_images,
+            on_charge=stage.charge,
+            on_noise=on_noise,
+        )
+    write_artifact(stage.file, artifact, force=request.force)
+    if signing_key is not None:
+        sign_file(stage.file, signing_key, force=request.force)
+    elif request.force:
+        remove_old_signature(stage.file)
+    if checkpoint is not None and (left := checkpoint.delete()):
+        tell.warn(left)
+    if settings.register is None:
+        tell.warn("this release is in no register: releases of the same images add up (--dataset NAME keeps count)")
+    if request.skip_unreadable:  # the same words whether there were any: that is private
+        tell.warn("images that cannot be decoded are left out; --list-unreadable FILE says which")
+    tell.on_release(artifact, settings.register)
     return artifact
 
 
@@ -241,7 +257,7 @@ def _checkpoint(
     taken: list[Path] = [request.output, signature_file(request.output)]
     taken += [] if register is None else files_of(register.path)
     return place_checkpoint(
-        request.checkpoint,
+        request.checkpoint.absolute(),
         processes,
         data=request.data,
         taken=taken,

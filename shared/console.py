@@ -98,6 +98,8 @@ def reports_errors(
             except OSError as error:
                 sentence = DISK_ERRORS.get(error.errno or 0)
                 if private_data:
+                    if os.environ.get("DPMEPF_DEBUG"):
+                        raise
                     _fail(without_details(error), 1)
                 if isinstance(error.filename, str) and not private_names:
                     _fail(f"{error.filename}: {sentence or f'{error.strerror}: choose another path'}", 1)

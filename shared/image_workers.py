@@ -110,6 +110,8 @@ def map_ranges(
         except KeyboardInterrupt:  # an image is too large to wait for, or a network stands still
             _kill_workers(others)
             raise
+        except RuntimeError:  # interrupted before it had begun, which is being raised
+            _kill_workers(others)
 
 
 def _kill_workers(others: Sequence[BaseProcess]) -> None:

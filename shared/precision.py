@@ -37,23 +37,23 @@ def exact_float32() -> Iterator[None]:
     """float32 itself, whatever the caller's program has set: not TF32 or bfloat16, no autocast; and on a GPU the same
     algorithms every time, none of them chosen by trying.
     """
-    mkldnn: Any = torch.backends.mkldnn
-    products = [torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv]
-    before = [product.fp32_precision for product in products]
-    with (
-        torch.backends.cudnn.flags(  # which switches cuDNN off unless told
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"
-        ),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        for product in products:
-            product.fp32_precision = "ieee"
-        try:
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    kernels = [(backends.cuda.matmul, backends), (cudnn.conv, cudnn), (cudnn.rnn, cudnn)]
+    kernels += [(mkldnn.matmul, mkldnn), (mkldnn.conv, mkldnn)]
+    # One that follows what is set above it goes on doing so.
+    precisions = ["none" if of.fp32_precision == above.fp32_precision else of.fp32_precision for of, above in kernels]
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+        for kernel, _ in kernels:
+            kernel.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
-        finally:
-            for product, precision in zip(products, before, strict=True):
-                product.fp32_precision = precision
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
+        for (kernel, _), precision in zip(kernels, precisions, strict=True):
+            kernel.fp32_precision = precision
 
 
 @lru_cache(maxsize=1)

@@ -9,11 +9,13 @@ import runpy
 import subprocess
 import sys
 import traceback
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from PIL import Image, ImageFile
@@ -23,6 +25,7 @@ from dpmepf.artifacts.hdf5_file import read_artifact
 from dpmepf.artifacts.register import Register
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed import request as request_module
+from dpmepf.embed import run
 from dpmepf.embed.outcome import StoppedReleaseError
 from dpmepf.embed.request import ReleaseRequest
 from dpmepf.embed.run import ReleaseCallbacks, make_release
@@ -117,8 +120,19 @@ def test_a_program_that_its_own_workers_import_releases_once_a_call(tmp_path: Pa
     assert len(Register(tmp_path / "book.sqlite").read().accounts["pets"].releases) == 1
 
 
-def test_processes_of_torchrun_do_not_each_make_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TORCHELASTIC_RUN_ID": "a", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2"},  # another launcher
+        {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "2"},
+    ],
+    ids=["torchrun", "another launcher", "restarts"],
+)
+def test_processes_of_a_launcher_do_not_each_make_a_release(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="release of its own"):
         make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
@@ -147,20 +161,59 @@ def test_an_error_that_nobody_foresaw_names_nothing_private(error: Exception, mo
 
 
 @pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("writes", [False, True])
 def test_what_became_of_the_release_is_in_the_exception(
-    debug: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    writes: bool, debug: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("of the callback")
+    """Also where the program has gone to another folder meanwhile."""
+
+    def fail(*_: object, **__: object) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        raise ValueError("patient-4711")
 
     monkeypatch.setenv("DPMEPF_DEBUG", "1" * debug)
-    request = ReleaseRequest(data=Path("private"), epsilon=2, workers=0)
+    budget = {"dataset_name": "pets", "register": Path("book.sqlite"), "budget_epsilon": 3}
+    request = ReleaseRequest(data=Path("private"), epsilon=2, workers=0, **budget)  # type: ignore[arg-type]
+    if not writes:
+        monkeypatch.setattr(run, "write_artifact", fail)
     with pytest.raises(ValueError if debug else StoppedReleaseError) as found:
         make_release(request, callbacks=ReleaseCallbacks(on_release=fail))
-    assert "artifact.h5 is complete: the release was made, and counts" in "".join(
-        traceback.format_exception(found.value)
-    )
+    told = "".join(traceback.format_exception(found.value))
+    became = "is complete: the release was made, and counts" if writes else "and stays charged, although artifact.h5"
+    assert became in told
+    assert ("4711" in told) == debug
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_that_ends_itself_is_told_what_became_of_the_release() -> None:
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit) as found:
+        make_release(
+            ReleaseRequest(data=Path("private"), epsilon=2, workers=0), callbacks=ReleaseCallbacks(on_release=end)
+        )
+    assert "artifact.h5 is complete" in found.value.__notes__[0]
+
+
+@pytest.mark.parametrize("name", ["check_output", "build_feature_map"])
+def test_ctrl_c_says_what_was_released_from_the_beginning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, name, interrupt)
+    with pytest.raises(KeyboardInterrupt, match="nothing was released and nothing was written"):
+        make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+
+
+def test_a_default_type_that_features_do_not_have_is_refused() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UsageError, match="float64"):
+            make_release(ReleaseRequest(data=Path("private"), epsilon=2, workers=0))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_ctrl_c_ends_a_loop_over_data_sets(tmp_path: Path) -> None:
@@ -182,19 +235,39 @@ def test_ctrl_c_ends_a_loop_over_data_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("epsilon", value) for value in (None, "2", True, [2])),
+        *(("epsilon", value) for value in (None, "2", True, [2], 10**400)),
         *(("delta", value) for value in ("1e-5", 1j)),
         *(("classes", value) for value in ("10", {"cat", "dog"}, {"cat": 0}, ["cat", 3])),
         *(("relation", value) for value in ("replace", 1)),
         *(("resolution", value) for value in (28.0, "28")),
         *(("strict", value) for value in ("no", 1)),
-        *(("data", value) for value in ("", 3)),
+        *(("data", value) for value in ("", 3, "a\0b")),
         *(("register", ""), ("encoder", 5), ("output", b"a.h5"), ("workers", False)),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{field} is .*, but has to be "):
         ReleaseRequest(**{"data": Path("private"), "epsilon": 2} | {field: value})
+
+
+def test_what_is_no_field_is_not_quoted() -> None:
+    with pytest.raises(UsageError, match="of type dict, but") as found:
+        ReleaseRequest(data=Path("private"), epsilon=2, unit_list={"1.png": "patient-4711"})  # type: ignore[arg-type]
+    assert "4711" not in str(found.value)
+
+
+class Names(str, Enum):  # noqa: UP042  what a StrEnum says is its value
+    """Whose `str` is not its value."""
+
+    PETS = "pets"
+    CAT = "cat"
+
+
+def test_members_of_an_enumeration_mean_their_values() -> None:
+    """Two names for one data set would be two budgets."""
+    request = ReleaseRequest(data=Names.PETS, epsilon=2, dataset_name=Names.PETS, classes=[Names.CAT])  # type: ignore[arg-type]
+    assert (request.data, request.dataset_name, request.classes) == (Path("pets"), "pets", ("cat",))
+    assert type(request.dataset_name) is str
 
 
 def test_fields_of_other_kinds_that_mean_the_same_are_taken() -> None:
@@ -216,4 +289,4 @@ def test_fields_of_other_kinds_that_mean_the_same_are_taken() -> None:
         resolution=28,
         classes=("cat", "dog"),
     )
-    assert type(found.delta) is float and type(found.resolution) is int
+    assert type(found.epsilon) is type(found.delta) is float and type(found.resolution) is int

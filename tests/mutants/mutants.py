@@ -1181,9 +1181,9 @@ MUTANTS = [
     _mutant(
         "every process that torchrun started makes a release",
         "embed/run.py",
-        "if processes is None and Processes.of_torchrun() is not None:",
+        "if processes is None and (several or again):",
         "if False:",
-        f"{FROM_PYTHON}::test_processes_of_torchrun_do_not_each_make_a_release",
+        f"{FROM_PYTHON}::test_processes_of_a_launcher_do_not_each_make_a_release",
     ),
     _mutant(
         "a program makes its release again in every process that imports it",

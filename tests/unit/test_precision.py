@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -74,6 +76,28 @@ def test_exact_float32_is_by_cudnn_without_tf32_or_search_and_leaves_no_trace() 
         raise RuntimeError("inside")
     assert inside == (True, True, False, "ieee", "ieee", "ieee", False, False)
     assert state() == before
+
+
+def test_exact_float32_takes_what_was_set_and_what_is_set_later() -> None:
+    """By the names that torch has had for it since 2.9; a process of its own, as some of it cannot be taken back."""
+    program = """
+import torch
+from dpmepf.shared.precision import exact_float32
+backends = torch.backends
+for value in ("ieee", "tf32", "none"):
+    for part in (backends, backends.cudnn.rnn, backends.mkldnn.conv):
+        part.fp32_precision = value
+        before = [of.fp32_precision for of in (backends, backends.cudnn.conv, backends.mkldnn.matmul, part)]
+        with exact_float32():
+            assert backends.cudnn.rnn.fp32_precision == backends.mkldnn.conv.fp32_precision == "ieee"
+        assert before == [of.fp32_precision for of in (backends, backends.cudnn.conv, backends.mkldnn.matmul, part)]
+for value in ("tf32", "ieee"):
+    backends.fp32_precision = value
+    with exact_float32():
+        pass
+assert backends.cuda.matmul.fp32_precision == backends.mkldnn.conv.fp32_precision == "ieee"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_exact_float32_is_the_same_whatever_the_program_has_set() -> None:
