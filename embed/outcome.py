@@ -81,8 +81,6 @@ def stopping_plainly(stage: Stage) -> Iterator[None]:
     """Say after Ctrl-C or a failure what was released and charged, and how to find an image that stopped the run."""
     try:
         yield
-    except GeneratorExit:
-        raise
     except StoppedByLauncherError as error:
         raise _stopped(str(error), stage, StoppedReleaseError) from None
     except KeyboardInterrupt:

@@ -120,12 +120,16 @@ def make_release(
 def _require_one_call(processes: Processes | None) -> None:
     """Refuse a call that is made more than once, each time for a release of its own."""
     several = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    again = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if processes is None and (several or again):
+    if processes is None and several:
         raise UsageError(
-            f"this is one of several processes{' that are started anew when they fail' * again}, each of which would "
-            "make a release of its own: start dpmepf-embed with torchrun, without --max-restarts, or this program by "
-            "itself"
+            "this is one of several processes, each of which would make a release of its own: start dpmepf-embed with "
+            "torchrun, or this program by itself"
+        )
+    again = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if processes is None and again:
+        raise UsageError(
+            "torchrun starts this program again when it fails, for a release of its own each time: leave out "
+            "--max-restarts"
         )
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as multiprocessing itself finds it out
         raise UsageError(

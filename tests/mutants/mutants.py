@@ -1181,7 +1181,7 @@ MUTANTS = [
     _mutant(
         "every process that torchrun started makes a release",
         "embed/run.py",
-        "if processes is None and (several or again):",
+        "if processes is None and several:",
         "if False:",
         f"{FROM_PYTHON}::test_processes_of_a_launcher_do_not_each_make_a_release",
     ),
