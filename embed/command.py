@@ -310,7 +310,7 @@ def _dry_run(request: ReleaseRequest, records: int, as_json: bool) -> None:
     description = described(request, say=note)
     if request.data is None and request.classes is None:
         raise UsageError("a dry run needs the class names: pass --classes, or --data with class folders")
-    names = request.classes or open_private(request.data, None, request.split).classes
+    names = request.classes or request.open().classes
     assumed = [name for name in ("resolution", "channels") if getattr(request, name) is None]
     schema = ImageSchema(
         classes=tuple(names), resolution=description.resolution, channels=description.channels, inferred=()

@@ -39,6 +39,7 @@ from dpmepf.shared.feature_map import build_feature_map, describe_feature_map
 from dpmepf.shared.feature_map_description import SUPPORTED_RESOLUTIONS, FeatureMapDescription
 from dpmepf.shared.image_decoding import EXTENSIONS
 from dpmepf.shared.image_source_types import EncodedImageSource, ImageSource
+from dpmepf.shared.processes import started_again_on_failure
 from dpmepf.shared.schema import ImageSchema, infer_schema
 
 ASSUMED_RESOLUTION, ASSUMED_CHANNELS = 32, 3  # of images that nobody has looked at
@@ -125,8 +126,7 @@ def _require_one_call(processes: Processes | None) -> None:
             "this is one of several processes, each of which would make a release of its own: start dpmepf-embed with "
             "torchrun, or this program by itself"
         )
-    again = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if processes is None and again:
+    if processes is None and started_again_on_failure():
         raise UsageError(
             "torchrun starts this program again when it fails, for a release of its own each time: leave out "
             "--max-restarts"

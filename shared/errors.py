@@ -36,7 +36,8 @@ def without_details(error: Exception) -> str:
     """A sentence about an error that is no `DpmepfError`, whose own text may quote a private value or name."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return DISK_ERRORS[error.errno]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "dpmepf" in f.filename or __package__ in f.name]
+    ours = Path(__file__).parents[1]  # each package is a folder in it
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent.parent == ours]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return (
         f"internal error {type(error).__name__}{place}; its details are withheld because they could quote private "

@@ -101,6 +101,11 @@ class LaunchedProcesses:
         return all(torch.equal(other, own) for other in every)
 
 
+def started_again_on_failure() -> bool:
+    """Whether torchrun would start this program again by itself, and what it did would be done twice."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+
+
 class SpeakingOnce(click.Command):
     """Of several processes that cannot read their options, the first says so."""
 
@@ -128,7 +133,7 @@ def joined(*, nothing: str, not_again: str, backend: str = "gloo") -> Iterator[N
     """
     processes = LaunchedProcesses.of_torchrun()
     console.quiet = processes is not None and not processes.first
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+    if started_again_on_failure():
         raise UsageError(f"torchrun --max-restarts is not allowed: {not_again}")
     if processes is None:
         yield

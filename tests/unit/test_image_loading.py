@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -385,6 +386,21 @@ def test_an_interruption_ends_no_process_of_whoever_called(tmp_path):
     finally:
         other.kill()
         other.join()
+
+
+def test_an_interruption_before_the_workers_have_begun_stays_one(tmp_path, monkeypatch):
+    """The executor's own thread may not have been started then, and cannot be joined."""
+    iterator = map_ranges(_slowly, make_source(tmp_path, "folder"), [(0, 1), *[(0, 100)] * 20], workers=1)
+    next(iterator)
+    shutdown = ProcessPoolExecutor.shutdown
+
+    def fail(executor, **options):
+        shutdown(executor, **options)
+        raise RuntimeError("cannot join thread before it is started")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", fail)
+    with pytest.raises(KeyboardInterrupt):
+        iterator.throw(KeyboardInterrupt)
 
 
 def test_leaving_early_waits_for_no_more_than_an_image_of_each_worker(tmp_path):
