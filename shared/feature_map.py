@@ -47,7 +47,6 @@ class Preset(NamedTuple):
     """A feature map but for encoder and images; fields as in `FeatureMapDescription`, but one for all layers.
 
     description: what is taken of the encoder's activations, for a user.
-    early_pooling: of the first half of the layers; None: `pooling`.
     spatial: only activations that have positions, not those of a classifier's fully connected layers.
     """
 
@@ -55,7 +54,6 @@ class Preset(NamedTuple):
     description: str
     moments: tuple[int, ...] = (1,)
     pooling: int = POOLING
-    early_pooling: int | None = None
     spatial: bool = False
 
 
@@ -64,7 +62,6 @@ PRESETS = {
         "whitened",
         "averages at few positions, whitened (as per-layer where the weights come without whitening)",
         pooling=WHITENED_POOLING,
-        early_pooling=1,
     ),
     "per-layer": Preset("per-layer", "averages, each layer normalised by itself"),
     "two-moments": Preset("per-layer", "the same, and of the squares", moments=(1, 2)),
@@ -130,13 +127,12 @@ def describe_feature_map(
     sizes = [1] * len(layers)
     if chosen.normalisation == "whitened":  # the same noise for a channel's average, whatever its layer
         sizes = [len(whitening[layer].shift) for layer in layers]
-    early = 0 if chosen.early_pooling is None else len(layers) // 2  # where things are, later layers tell as well
     return FeatureMapDescription(
         preset=preset,
         encoder=encoder,
         weights_sha256=sha256,
         layers=layers,
-        pooling=(chosen.early_pooling or chosen.pooling,) * early + (chosen.pooling,) * (len(layers) - early),
+        pooling=(chosen.pooling,) * len(layers),
         normalisation=chosen.normalisation,
         moments=chosen.moments,
         layer_weights=tuple(size / sum(sizes) for size in sizes),

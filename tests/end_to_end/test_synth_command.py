@@ -630,7 +630,7 @@ def test_an_artifact_whose_feature_map_has_another_length_now_is_refused(artifac
     longer = dataclasses.replace(release, feature_map=dataclasses.replace(release.feature_map, pooling=pooling))
     write_artifact(tmp_path / "earlier.h5", longer)
     result = run(tmp_path / "earlier.h5", "--output", tmp_path / "out", *QUICK)
-    assert_one_sentence(result, 1, "has 3,264 features per class, but its feature map gives")
+    assert_one_sentence(result, 1, "has 3,840 features per class, but its feature map gives")
     assert not list(tmp_path.glob("out*"))
 
 

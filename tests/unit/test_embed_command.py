@@ -71,7 +71,7 @@ def test_it_writes_an_artifact_whose_every_claim_holds_and_shows_no_private_valu
         "sensitivity": ledger.sensitivity,
         "sigma_features": ledger.sigma / 2**ledger.lattice_exponent,
         "sensitivity_features": ledger.sensitivity / 2**ledger.lattice_exponent,
-        "dimension": 3264,
+        "dimension": 3840,
         "unit_of_privacy": "one image",
         "release_id": ledger.release_id,
     }
@@ -217,7 +217,7 @@ def test_a_dry_run_shows_the_noise_and_reads_no_image(
     assert result.exit_code == 0, result.stderr
     shown = json.loads(result.stdout)
     sigma_features = shown["sigma"] / 2**25
-    assert shown["noise_to_signal"] == pytest.approx(sigma_features * np.sqrt(3264) / 20000)
+    assert shown["noise_to_signal"] == pytest.approx(sigma_features * np.sqrt(3840) / 20000)
     assert "60,000 images" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +225,7 @@ def test_a_dry_run_shows_the_noise_and_reads_no_image(
 def test_a_dry_run_needs_no_data_when_the_classes_are_declared() -> None:
     result = run("--dry-run", "--records", 1000, "--classes", "10")
     assert result.exit_code == 0, result.stderr
-    assert "10 classes × 3,264 features" in result.stderr
+    assert "10 classes × 3,840 features" in result.stderr
 
 
 def test_a_promise_of_next_to_nothing_is_warned_of_before_anything_is_spent() -> None:

@@ -43,10 +43,10 @@ def images(count: int, channels: int, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("resolution", [28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_default_features_have_3264_coordinates_at_every_size(resolution: int, channels: int) -> None:
+def test_default_features_have_3840_coordinates_at_every_size(resolution: int, channels: int) -> None:
     feature_map = build_feature_map(describe_feature_map(resolution=resolution, channels=channels))
-    assert feature_map.dimension == 3_264
-    assert feature_map(images(2, channels, resolution)).shape == (2, 3_264)
+    assert feature_map.dimension == 3_840
+    assert feature_map(images(2, channels, resolution)).shape == (2, 3_840)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -68,9 +68,9 @@ def test_each_layer_that_is_not_whitened_has_the_same_share_of_the_squared_norm(
         assert torch.allclose(found, torch.full((3,), 1 / 8).double(), atol=1e-6)
 
 
-def test_of_whitened_layers_the_early_ones_are_averages_and_shares_follow_channels() -> None:
+def test_whitened_layers_have_four_positions_and_shares_that_follow_their_channels() -> None:
     feature_map = build_feature_map(describe_feature_map(resolution=32, channels=3))
-    assert [segment.positions for segment in feature_map.segments] == [1] * 4 + [4] * 4
+    assert [segment.positions for segment in feature_map.segments] == [4] * 8
     for found, channels in zip(squared_norms(feature_map), (32, 32, 64, 64, 128, 128, 256, 256), strict=True):
         assert torch.allclose(found, torch.full((3,), channels / 960).double(), atol=1e-6)
 
