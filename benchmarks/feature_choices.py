@@ -173,7 +173,7 @@ def builtin(
     form: Form,
     *,
     layers: slice = slice(None),
-    side: int | None = None,
+    pooling: tuple[int, ...] | None = None,
     shares: Sequence[float] | None = None,
     **changes: Any,
 ) -> FeatureMap:
@@ -181,11 +181,11 @@ def builtin(
 
     Args:
         layers: which of them.
-        side: every layer is pooled to at most side × side positions.
+        pooling: of each layer, before some are left out; None: the default.
         shares: of the layers in the squared norm, up to a factor; None: the default.
     """
     description = describe_feature_map(preset=DEFAULT, resolution=form.resolution, channels=form.channels)
-    pooling = description.pooling if side is None else (side,) * LAYERS
+    pooling = description.pooling if pooling is None else pooling
     weights = (description.layer_weights if shares is None else tuple(shares))[layers]
     return build_feature_map(
         dataclasses.replace(
@@ -202,12 +202,15 @@ EQUAL = (1.0,) * LAYERS
 CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
     "default": (
         "all eight activations, whitened by public images; shares of the squared norm in proportion to channels; "
-        "averages over the whole image of the first four, 2×2 positions of the others",
+        "2×2 positions",
         lambda form, public: builtin(form),
     ),
-    "1x1": ("averages over the whole image of all", lambda form, public: builtin(form, side=1)),
-    "2x2": ("2×2 positions of all", lambda form, public: builtin(form, side=2)),
-    "4x4": ("4×4 positions of all", lambda form, public: builtin(form, side=4)),
+    "1x1": ("averages over the whole image", lambda form, public: builtin(form, pooling=(1,) * LAYERS)),
+    "4x4": ("4×4 positions", lambda form, public: builtin(form, pooling=(4,) * LAYERS)),
+    "mixed": (
+        "averages over the whole image of the first four layers, 2×2 positions of the others",
+        lambda form, public: builtin(form, pooling=(1,) * 4 + (2,) * 4),
+    ),
     "equal-shares": ("equal shares of the squared norm", lambda form, public: builtin(form, shares=EQUAL)),
     "early": ("the first four layers", lambda form, public: builtin(form, layers=slice(4))),
     "late": ("the last four layers", lambda form, public: builtin(form, layers=slice(4, None))),
@@ -218,7 +221,7 @@ CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
     ),
     "joint-two-moments": (
         "activations and their squares, each normalised all together, as in DP-MEPF; 4×4 positions",
-        lambda form, public: builtin(form, side=4, shares=EQUAL, normalisation="joint", moments=(1, 2)),
+        lambda form, public: builtin(form, pooling=(4,) * LAYERS, shares=EQUAL, normalisation="joint", moments=(1, 2)),
     ),
     "second-order": (
         f"all products of {SECOND_ORDER_DIRECTIONS} public principal components",

@@ -222,9 +222,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def _missing_of(runs: Sequence[Record], everywhere: Sequence[Record]) -> str:
-    """A sentence on the choices that no table has, if any, below those with a default to compare them with."""
+    """A sentence on the choices that no table has, if any, below those with something to compare them with."""
     missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in everywhere}]
-    compares = any(run["method"] == "default" for run in runs)
+    compares = any(run["method"] in ("default", "mixed") for run in runs)
     return f"\nNot measured yet: {', '.join(missing)}.\n" if missing and compares else ""
 
 

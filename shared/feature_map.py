@@ -60,12 +60,12 @@ class Preset(NamedTuple):
 PRESETS = {
     DEFAULT: Preset(
         "whitened",
-        "averages at few positions, whitened (as per-layer where the weights come without whitening)",
+        "averages at 2×2 positions, whitened (as per-layer where the weights come without whitening)",
         pooling=WHITENED_POOLING,
     ),
-    "per-layer": Preset("per-layer", "averages, each layer normalised by itself"),
+    "per-layer": Preset("per-layer", "averages at 4×4 positions, each layer normalised by itself"),
     "two-moments": Preset("per-layer", "the same, and of the squares", moments=(1, 2)),
-    "joint": Preset("joint", "averages, all layers normalised as one"),
+    "joint": Preset("joint", "averages at 4×4 positions, all layers normalised as one"),
     # Harder et al. (2023), of vgg19: all 16 of its convolutional layers, 303,104 activations of a 32-pixel image
     "dp-mepf": Preset(
         "joint",

@@ -116,7 +116,7 @@ def test_a_run_is_logged_with_its_scores_and_makes_a_table(tmp_path: Path, monke
     append_to_log(tmp_path / "log", record)
     text = release_choices.document(read_log(tmp_path / "log"))
     assert "## squares, ε = 50" in text
-    assert "| 1x1 | averages over the whole image of all | 960 |" in text
+    assert "| 1x1 | averages over the whole image | 960 |" in text
     assert "| 50.0 | 9.5 | 0.2500 |" in text
 
 

@@ -24,7 +24,7 @@ from dpmepf.shared.encoders import (
 )
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.feature_map import WHITENED_POOLING, FeatureMap, build_feature_map, describe_feature_map, pool
-from dpmepf.shared.feature_map_description import FeatureMapError
+from dpmepf.shared.feature_map_description import FeatureMapDescription, FeatureMapError
 from dpmepf.shared.image_loading import load_all
 from dpmepf.shared.image_sources import open_images
 from dpmepf.shared.pretraining import whiten
@@ -32,6 +32,7 @@ from dpmepf.shared.pretraining_command import read_weights
 from dpmepf.shared.whitening import RIDGE, Whitening, each_image_alone
 
 CHANNELS, POSITIONS = 6, 16
+MIXED = (1,) * 4 + (2,) * 4  # of each layer, by default until 6c1d21e
 
 
 def activations(count: int, *, seed: int = 0) -> torch.Tensor:
@@ -196,10 +197,11 @@ def test_a_layer_that_is_always_zero_is_left_as_it_is() -> None:
     assert torch.equal(whitening.matrix, torch.eye(CHANNELS)) and not whitening.shift.any()
 
 
-def test_the_default_features_are_the_whitened_activations_of_each_layer() -> None:
-    description = describe_feature_map(resolution=32, channels=3)
+@pytest.mark.parametrize("pooling", [(2,) * 8, MIXED], ids=["default", "former default"])
+def test_the_default_features_are_the_whitened_activations_of_each_layer(pooling: tuple[int, ...]) -> None:
+    description = dataclasses.replace(describe_feature_map(resolution=32, channels=3), pooling=pooling)
     assert description.normalisation == "whitened"
-    feature_map = build_feature_map(description)
+    feature_map = build_feature_map(FeatureMapDescription.from_json(description.to_json()))
     assert not feature_map.non_negative
     batch = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     features = feature_map(batch)
@@ -244,7 +246,7 @@ def test_bfloat16_does_not_move_the_mean_of_features() -> None:
 
 
 def test_layers_keep_their_own_whitening_in_any_order() -> None:
-    description = describe_feature_map(resolution=32, channels=3)
+    description = dataclasses.replace(describe_feature_map(resolution=32, channels=3), pooling=MIXED)
     layers = description.layers[:2:-2]
     pooling = description.pooling[:2:-2]
     some = dataclasses.replace(
