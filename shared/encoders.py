@@ -19,11 +19,10 @@ from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.torch_files import load_torch_file
+from dpmepf.shared.torch_files import load_safetensors, load_torch_file
 from dpmepf.shared.whitening import Whitening
 
 BUILTIN = "builtin"
@@ -126,7 +125,7 @@ def load_encoder(
             f"{required_sha256[:12]}…: give the same file by --encoder-weights, or use the same version"
         )
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else load_torch_file(file)
+        state = load_safetensors(file) if file.suffix == ".safetensors" else load_torch_file(file)
         encoder = _builtin_for(state) if name == BUILTIN else _torchvision_model(name)
         _load(encoder, _with_names_of_today(with_batch_counters(encoder, state)))
     except (

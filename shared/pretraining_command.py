@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dpmepf.shared.allocator import keep_freed_memory
@@ -29,6 +28,7 @@ from dpmepf.shared.pretraining import (
     split_held_out,
     whiten,
 )
+from dpmepf.shared.torch_files import load_safetensors
 
 DEFAULTS = PretrainingSettings()
 
@@ -196,7 +196,7 @@ def load_public_images(
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file. Raises: UsageError when it is missing or damaged."""
     try:
-        state = load_file(file)
+        state = load_safetensors(file)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is not a readable .safetensors file: name one that dpmepf-pretrain wrote") from error
     if not is_finite(state):

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpmepf.shared.errors import DpmepfError
+from dpmepf.shared.torch_files import load_safetensors
 from dpmepf.synthesize.batch_norm import WholeBatchNorm
 from dpmepf.synthesize.variation import CHANGES, Variation
 
@@ -232,7 +233,7 @@ def load_generator(folder: Path, *, device: str | torch.device = "cpu") -> tuple
         configuration = GeneratorConfiguration(**description["configuration"])
         classes = tuple(str(name) for name in description["classes"])
         generator = Generator(configuration)
-        generator.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        generator.load_state_dict(load_safetensors(folder / WEIGHTS_FILE))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise GeneratorError(
             f"{folder} lacks {Path(error.filename or WEIGHTS_FILE).name}: give a folder that dpmepf-synth wrote"

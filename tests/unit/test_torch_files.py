@@ -1,7 +1,12 @@
-"""Files that are none of torch.save's: each of their readers says so in its own sentence, whatever is in them."""
+"""Files that are none of torch.save's: each of their readers says so in its own sentence, whatever is in them.
+
+And files of safetensors, while which are read Ctrl-C stays what it is.
+"""
 
 from __future__ import annotations
 
+import signal
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpmepf.shared.encoders import EncoderWeightsError, load_encoder
+from dpmepf.shared.encoders import BUILTIN_WEIGHTS, EncoderWeightsError, load_encoder
 from dpmepf.shared.errors import DpmepfError, UsageError
 from dpmepf.shared.pretraining import PretrainingSettings, pretrain_encoder
-from dpmepf.shared.torch_files import TorchFileError, load_torch_file
+from dpmepf.shared.torch_files import TorchFileError, load_safetensors, load_torch_file
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, FORMAT, CheckpointError, load_checkpoint
 from dpmepf.synthesize.settings import settings_for
 
@@ -96,3 +101,35 @@ def test_what_torch_save_wrote_is_read_and_a_missing_file_is_named(tmp_path: Pat
     assert load_torch_file(tmp_path / "file.pt")["a"].tolist() == [0, 1, 2]
     with pytest.raises(FileNotFoundError):
         load_torch_file(tmp_path / "none.pt")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers of POSIX")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # interrupted before `with` has it
+def test_an_interrupt_while_safetensors_are_read_is_an_interrupt() -> None:
+    """safetensors' own `load_file` makes a ValueError of one in fifteen that come while it reads."""
+    reading = False
+
+    def interrupt(*_: object) -> None:
+        if reading:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        load_safetensors(BUILTIN_WEIGHTS)
+        begun = time.perf_counter()
+        load_safetensors(BUILTIN_WEIGHTS)
+        took = time.perf_counter() - begun
+        for share in np.linspace(0.02, 1, 400):
+            try:
+                reading = True
+                signal.setitimer(signal.ITIMER_REAL, share * took)
+                load_safetensors(BUILTIN_WEIGHTS)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                reading = False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 40
