@@ -18,7 +18,7 @@ from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.relation import NeighbouringRelation
 from dpmepf.embed.noise import add_discrete_gaussian_noise
 
-DIMENSION = 15_360  # of --features per-layer; the default has 3,264
+DIMENSION = 15_360  # of --features per-layer; the default has 3,840
 FULL_SET = 60_000
 
 
