@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.feature_function import FeatureFunction
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.settings import SynthesisSettings
-from dpmepf.synthesize.training import FeatureFunction, GeneratorTraining, TrainingCallbacks
+from dpmepf.synthesize.training import GeneratorTraining, TrainingCallbacks
 
 CANDIDATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the steps
 IMAGES = 2_000  # to choose by

@@ -6,6 +6,7 @@
     metric          WithinClassMetric
     generator       Generator, GeneratorConfiguration, build_generator, save_generator, load_generator
     variation       random changes of generated images, of learned sizes
+    feature_function  FeatureFunction, InParts
     training        train_generator, GeneratorTraining, TrainingCallbacks, TrainedGenerator
     denoising       denoised_means
     compilation     torch.compile for the encoder

@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.feature_function import FeatureFunction
 from dpmepf.synthesize.generator import Generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.probe import NoiseProbe
 from dpmepf.synthesize.refining import STEPS, LinearScores, Scores, refined_scores
 from dpmepf.synthesize.sampling import BATCH, LEFT_OUT, draw_images
 from dpmepf.synthesize.targets import ClassTargets
-from dpmepf.synthesize.training import FeatureFunction
 
 IMAGES = 10_000  # drawn to learn from, over all classes
 FEWEST_OF_CLASS = 20

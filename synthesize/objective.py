@@ -25,8 +25,6 @@ from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.parallel import ALONE, TrainingProcesses
 from dpmepf.synthesize.targets import ClassTargets
 
-FeatureFunction = Callable[[Tensor], Tensor]
-
 
 class MeanEmbeddingObjective:
     """Distance of generated to released mean features, and its gradient with respect to generated images.
@@ -65,7 +63,7 @@ class MeanEmbeddingObjective:
         self,
         images: Tensor,
         classes: Tensor,
-        features_of: FeatureFunction,
+        features_of: Callable[[Tensor], Tensor],
         *,
         per_class: int | None = None,
         micro_batch_size: int | None = None,

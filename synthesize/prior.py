@@ -14,18 +14,16 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dpmepf.shared.errors import UsageError
 from dpmepf.shared.precision import autocast
+from dpmepf.synthesize.feature_function import FeatureFunction
 from dpmepf.synthesize.generator import WEIGHTS_FILE, Generator, GeneratorConfiguration, load_generator
 from dpmepf.synthesize.output_folder import RUN_FILE
-
-if TYPE_CHECKING:
-    from dpmepf.synthesize.training import FeatureFunction
 
 IMAGES, FEWEST_OF_CLASS = 5_000, 16
 BATCH = 200

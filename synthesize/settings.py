@@ -21,7 +21,7 @@ MUCH_NOISE = 0.3
 than they gain: `NOISY_STEPS` are then the most that a preset takes.
 
 With 0.2 (CIFAR-10 at epsilon 1) three times the steps gained a point, with 0.4 (MNIST at epsilon 0.2) nothing, and with
-0.75 (CIFAR-10 at epsilon 0.2) they lost one (docs/RESULTS.md).
+0.75 (CIFAR-10 at epsilon 0.2) they lost one, by features with a little less noise than today's (RESULTS_HISTORY.md).
 """
 NOISY_STEPS = 2160
 
@@ -115,7 +115,7 @@ class SynthesisSettings:
         return cls(**values)
 
 
-_STANDARD = SynthesisSettings(  # within ten minutes on two cores, embedding included
+_STANDARD = SynthesisSettings(
     preset="standard",
     steps=720,
     batch_size=200,

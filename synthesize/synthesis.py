@@ -17,6 +17,7 @@ import torch
 from dpmepf.shared.processes import ProcessesError
 from dpmepf.synthesize import sampling
 from dpmepf.synthesize.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
+from dpmepf.synthesize.feature_function import in_parts
 from dpmepf.synthesize.generator import Generator, save_generator
 from dpmepf.synthesize.labelling import MeanDiscriminant, learn_discriminant
 from dpmepf.synthesize.output_folder import RUN_FILE, OutputFolder
@@ -34,7 +35,6 @@ from dpmepf.synthesize.training import (
     TrainedGenerator,
     TrainingCallbacks,
     TrainingStopped,
-    in_parts,
     train_generator,
 )
 

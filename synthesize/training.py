@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from dpmepf.shared.encoders import BUILTIN_WEIGHTS, file_sha256
 from dpmepf.shared.errors import DpmepfError, UsageError
-from dpmepf.shared.feature_map import Segment
 from dpmepf.shared.precision import autocast
 from dpmepf.synthesize.batch_norm import share_batch_norm
 from dpmepf.synthesize.denoising import denoised_means
+from dpmepf.synthesize.feature_function import FeatureFunction, in_parts
 from dpmepf.synthesize.generator import Generator, GeneratorConfiguration, build_generator
 from dpmepf.synthesize.metric import WithinClassMetric
 from dpmepf.synthesize.objective import MeanEmbeddingObjective
@@ -36,8 +36,8 @@ RECALIBRATION_BATCHES = 10
 RECALIBRATION_IMAGES = 200
 ADAM_BETAS = (0.5, 0.99)
 NOISY = 1.0  # expected squared length of a mean's noise from which means are denoised; a mean of features is at most 1
-# How long the mean features of photographs are at most. Of the built-in encoder: CIFAR-10 0.31, in grey 0.46, digits
-# over photographs 0.41, which random changes improve; Fashion-MNIST 0.57 and MNIST 0.76, which not (docs/CHOICES.md).
+# How long the mean features of photographs are at most. Of the built-in encoder: CIFAR-10 0.28, in grey 0.43, digits
+# over photographs 0.40, which random changes improve; Fashion-MNIST 0.55 and MNIST 0.74, which not (docs/CHOICES.md).
 MOST_IN_COMMON = 0.5
 DENOISED_AFTER = (0.15, 0.3, 0.6)  # shares of the steps: each time the images tell better in which directions they vary
 DENOISING_IMAGES = 2_000
@@ -52,35 +52,6 @@ class TrainingStopped(DpmepfError):
     """Training was asked to stop and did so after a complete step."""
 
     exit_code = 130
-
-
-class FeatureFunction(Protocol):
-    """What training needs of a feature map; `dpmepf.shared.feature_map.FeatureMap` is one."""
-
-    @property
-    def segments(self) -> Sequence[Segment]: ...
-
-    def __call__(self, images: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class InParts:
-    """The feature map `features_of`, which looks at `most` images at a time: for passes without gradients."""
-
-    features_of: FeatureFunction
-    most: int
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        return self.features_of.segments
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.features_of(part) for part in images.split(self.most)])
-
-
-def in_parts(features_of: FeatureFunction, most: int | None) -> FeatureFunction:
-    """Return `features_of`, of at most so many images at a time if any number is named."""
-    return features_of if most is None else InParts(features_of, most)
 
 
 @dataclass(frozen=True, kw_only=True)
