@@ -232,7 +232,7 @@ CHOICES: dict[str, tuple[str, Callable[[Form, Tensor], nn.Module]]] = {
         lambda form, public: RandomFeatures(builtin(form, layers=slice(-1, None)), form, public, RANDOM_FEATURES),
     ),
     "random-projection": (
-        f"the default in {PROJECTED:,} random directions",
+        f"in {PROJECTED:,} random directions",
         lambda form, public: RandomProjection(builtin(form), form, PROJECTED),
     ),
     "scattering": ("wavelet scattering, without public images", lambda form, public: Scattering(form)),

@@ -30,20 +30,16 @@ METHODS = {
 RELATIONS = {"add-or-remove-one": "add or remove", "replace-one": "replace"}
 NOTHING = "–"
 
-CURRENT_SINCE = {"MNIST": "2026-11-28T12:44:48+00:00", "CIFAR-10": "2026-11-28T16:40:17+00:00"}
-"""Commit times of the code (754f328b48, 3a459fbb70) whose images later code has changed by no more than chance.
+CURRENT_SINCE = "2026-11-30T16:12:14+00:00"
+"""Commit time of the code (6c1d21ef9f) whose images later code has changed by no more than chance.
 
-Whoever changes what `dpmepf-synth` makes of a release moves these; runs of code before stand in the history.
+Whoever changes what is released, or what `dpmepf-synth` makes of it, moves this; runs of code before stand in the
+history.
 """
-OTHERS_CURRENT_SINCE = {  # what is trained without a probe: since bc369bfd8c
-    **dict.fromkeys(("ours-plain", "dp-merf"), "2026-11-29T12:42:29+00:00"),
-    **dict.fromkeys(("dp-sgd", "real"), ""),
-}
+OTHERS_CURRENT_SINCE = {"dp-merf": "2026-11-29T12:42:29+00:00", "dp-sgd": "", "real": ""}  # not of our features
 
 DP_MERF_OF_COLOUR_SINCE = "2026-11-30T04:18:00+00:00"  # without changes at random, which grey images never had
 GREY = ("MNIST", "Fashion-MNIST", "CIFAR-10-grey")
-
-PUBLIC_CURRENT_SINCE = "2026-11-30T02:14:00+00:00"  # of sets with public images: how these are chosen (e3c4ea0)
 
 
 def document(records: Iterable[Record]) -> str:
@@ -77,10 +73,9 @@ def history(records: Iterable[Record]) -> str:
 
 def is_current(run: Record) -> bool:
     """Whether the code of a run makes what today's makes, but for chance."""
-    since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE.get(run["data"], max(CURRENT_SINCE.values())))
+    since = OTHERS_CURRENT_SINCE.get(run["method"], CURRENT_SINCE)
     if run["method"] == "dp-merf" and run["data"] not in GREY:
         since = DP_MERF_OF_COLOUR_SINCE
-    since = max(since, PUBLIC_CURRENT_SINCE if run["settings"].get("public") else "")
     return run["committed"] >= since
 
 

@@ -48,6 +48,8 @@ from dpmepf.synthesize.settings import PRESETS, SynthesisSettings, settings_for
 from dpmepf.synthesize.targets import ClassTargets, class_targets
 
 TEMPLATE = Path(__file__).with_name("choices.template.md")
+MIXED_UNTIL = "2026-11-30T16:12:14+00:00"
+"""Commit time of 6c1d21ef9f. Code before had *mixed* for the default, and called what is today's *2x2*."""
 PUBLIC_IMAGES = 5_000
 PRIOR_EPSILON = 1_000.0
 OWN_FILES = [
@@ -189,7 +191,7 @@ def right(discriminant: MeanDiscriminant, images: torch.Tensor, labels: torch.Te
 def table(records: Sequence[Record]) -> str:
     """Markdown: for each data set and budget a table with a row for each choice, in the order of `DESCRIPTIONS`."""
     text = []
-    ordered = sorted(distinct(records), key=_table_of)
+    ordered = sorted((_by_names_of_today(run) for run in distinct(records)), key=_table_of)
     for (data, epsilon, delta, preset, steps, images, extractor, version), group in groupby(ordered, key=_table_of):
         here = list(group)
         rows = []
@@ -214,17 +216,27 @@ def table(records: Sequence[Record]) -> str:
         head = ["choice", "what it is", "dimension", "noise / difference", "class means, %", "CNN, %", "FID", "KID"]
         text.append(
             f"## {data}, ε = {epsilon:g}, δ = {delta:g}\n\n{preset} preset, {steps:,} steps, {images:,} images drawn; "
-            + f"{extractor}; code {version}.\n\n"
+            + f"{extractor}; code {version}. Choices differ from *{_reference(here[0])}*.\n\n"
             + markdown([*head, "labels corrected", "runs", "in float32"], rows)
             + _missing_of(here, ordered)
         )
     return "\n".join(text)
 
 
+def _reference(run: Record) -> str:
+    """What other choices differ from, by the code of a run."""
+    return "mixed" if run["committed"] < MIXED_UNTIL else "default"
+
+
+def _by_names_of_today(run: Record) -> Record:
+    names = {"default": "mixed", "2x2": "default"} if _reference(run) == "mixed" else {}
+    return run | {"method": names.get(run["method"], run["method"])}
+
+
 def _missing_of(runs: Sequence[Record], everywhere: Sequence[Record]) -> str:
     """A sentence on the choices that no table has, if any, below those with something to compare them with."""
     missing = [choice for choice in DESCRIPTIONS if choice not in {run["method"] for run in everywhere}]
-    compares = any(run["method"] in ("default", "mixed") for run in runs)
+    compares = any(run["method"] == _reference(run) for run in runs)
     return f"\nNot measured yet: {', '.join(missing)}.\n" if missing and compares else ""
 
 

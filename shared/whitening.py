@@ -8,8 +8,8 @@ is left differs between classes by more of the norm, which is less noise at the 
 One layer's activations a at C channels and P positions, u = √P·a/‖a‖, become W(u − μ), scaled to norm 1, where μ is
 the mean of u's channels over public images and positions, and W = (Σ + ρI)^(−1/2) with their covariance Σ over the same
 and ρ = `RIDGE` · its mean variance (zero-phase whitening; Bell and Sejnowski 1997). Since only directions matter, that
-is W a − (‖a‖/√P) Wμ, scaled to norm 1. It is measured at 2×2 positions of every layer, and taken for averages over the
-image, too: these have a little more of the common mean left than they would by a measurement of their own.
+is W a − (‖a‖/√P) Wμ, scaled to norm 1. It is measured at 2×2 positions of every layer, and taken for any number:
+averages over the image have a little more of the common mean left than they would by a measurement of their own.
 """
 
 from __future__ import annotations

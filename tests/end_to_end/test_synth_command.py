@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpmepf.artifacts.artifact import Artifact
+from dpmepf.artifacts.audit_command import main as audit
 from dpmepf.artifacts.hdf5_file import read_artifact, write_artifact
 from dpmepf.artifacts.ledger import plan_release
 from dpmepf.artifacts.merging import merge_artifacts
@@ -69,8 +70,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_release(tmp_path_factory.mktemp("release") / "artifact.h5", CLASSES)
 
 
-def write_release(path: Path, classes: tuple[str, ...]) -> Path:
-    description = describe_feature_map(resolution=28, channels=1)
+def write_release(path: Path, classes: tuple[str, ...], **changes: object) -> Path:
+    description = dataclasses.replace(describe_feature_map(resolution=28, channels=1), **changes)
     feature_map = build_feature_map(description)
     ledger = plan_release(
         epsilon=2.0,
@@ -621,6 +622,16 @@ def test_a_run_that_begins_with_another_generator_says_so_and_goes_on(artifact: 
     varied = ("--vary", "--prior", prior, "--force")
     assert_one_sentence(run(artifact, "--output", out, *QUICK, *varied), 2, "--prior: its generator has varied False")
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_artifacts_of_the_former_default_are_audited_and_trained_from(tmp_path: Path) -> None:
+    """Until commit 6c1d21e the first four layers were averaged over the whole image."""
+    path = write_release(tmp_path / "former.h5", CLASSES, pooling=(1,) * 4 + (2,) * 4)
+    audited = CliRunner().invoke(audit, [str(path)])
+    assert audited.exit_code == 0 and "3,264 (default)" in audited.output
+    result = run(path, "--output", tmp_path / "out", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["artifact"]["feature_dimension"] == 3_264
 
 
 def test_an_artifact_whose_feature_map_has_another_length_now_is_refused(artifact: Path, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ RUN = {
     "fid": 9.5,
     "kid": 0.25,
     "extractor": "one, of 3",
+    "committed": "2026-12-01T00:00:00+00:00",
 }
 SHORTER = {"settings": RUN["settings"] | {"steps": 1}}
 
@@ -153,6 +154,22 @@ def test_runs_that_do_not_compare_stand_in_tables_of_their_own(change: dict[str,
 def test_a_row_tells_its_runs_and_how_many_were_in_float32() -> None:
     other = {**RUN, "seed": 1, "settings": RUN["settings"] | {"bfloat16": False}}
     assert "| 2 | 2 | 1 |" in release_choices.table([RUN, other])  # labels corrected, runs, in float32
+
+
+@pytest.mark.parametrize(
+    ("method", "committed", "row", "reference"),
+    [
+        ("default", "2026-12-01", "| default |", "*default*"),
+        ("default", "2026-11-30", "| mixed |", "*mixed*"),
+        ("2x2", "2026-11-30", "| default |", "*mixed*"),
+        ("1x1", "2026-11-30", "| 1x1 |", "*mixed*"),
+    ],
+)
+def test_runs_of_code_with_another_default_have_the_names_of_today(
+    method: str, committed: str, row: str, reference: str
+) -> None:
+    text = release_choices.table([RUN | {"method": method, "committed": f"{committed}T00:00:00+00:00"}])
+    assert row in text and f"Choices differ from {reference}." in text
 
 
 def test_the_document_is_that_of_the_log() -> None:
