@@ -389,9 +389,10 @@ def test_images_keep_the_class_they_were_drawn_for_if_asked(artifact: Path, tmp_
 
 
 def test_a_run_with_public_images_goes_on_without_correcting_labels_too(
-    artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path
+    artifact: Path, like_the_classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has a probe, by which public images are judged: that is no sign that labels were to be corrected."""
+    monkeypatch.setattr(labelling, "INFORMATIVE", 9.0)  # however little three steps taught
     output = tmp_path / "out"
     public = ("--public", like_the_classes[0])
     assert run(artifact, "--output", output, "--no-relabel", *public, *QUICK).exit_code == 0
