@@ -36,7 +36,8 @@ CURRENT_SINCE = "2026-11-30T16:12:14+00:00"
 Whoever changes what is released, or what `dpmepf-synth` makes of it, moves this; runs of code before stand in the
 history.
 """
-OTHERS_CURRENT_SINCE = {"dp-merf": "2026-11-29T12:42:29+00:00", "dp-sgd": "", "real": ""}  # not of our features
+OTHERS_CURRENT_SINCE = {"dp-merf": "2026-11-29T12:42:29+00:00", "dp-sgd": "", "real": ""}
+"""Of methods that do not use our features; DP-MERF's generator is today's since bc369bfd8c."""
 
 DP_MERF_OF_COLOUR_SINCE = "2026-11-30T04:18:00+00:00"  # without changes at random, which grey images never had
 GREY = ("MNIST", "Fashion-MNIST", "CIFAR-10-grey")
